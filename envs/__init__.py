@@ -1,0 +1,1 @@
+"""Gymnasium tasks, scripted experts and vector environments."""

@@ -1,0 +1,1 @@
+"""What acts: policies, chunk executors, rollouts, evaluation, reports."""

@@ -1,0 +1,1 @@
+"""MuJoCo: worlds, cameras, kinematics, actuation, randomisation, batches of worlds."""

@@ -1,0 +1,1 @@
+"""Backbones: from images and words to token features."""

@@ -1,0 +1,1 @@
+"""Action heads: from token features to action chunks."""
