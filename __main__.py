@@ -1,0 +1,95 @@
+"""The `brachium` command: a table of verbs. Nothing heavy is imported before a verb is known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import BrachiumError, ConfigError, did_you_mean
+
+# verb -> (primary config in conf/, one-line summary). The config's `_target_` names the function that runs.
+VERBS: dict[str, tuple[str, str]] = {
+    "doctor": ("doctor", "check this machine: Python, packages, GPU, MuJoCo rendering, disk"),
+    "list": ("list", "list heads, backbones, embodiments, envs, and what outputs/ holds"),
+    "record": ("record", "record demonstrations from an env's expert or from a robot into an episode store"),
+    "inspect": ("inspect", "look into an episode store: features, lengths, statistics, pictures"),
+    "convert": ("convert", "convert between brachium stores and LeRobot, RLDS, robomimic, Diffusion Policy data"),
+    "train": ("train", "train a backbone and an action head on episode stores"),
+    "eval": ("eval", "run a policy in closed loop and count successes"),
+    "demo": ("demo", "record, train and evaluate a small policy from nothing, on a CPU"),
+}
+COMPLETION = "completion"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code.
+
+    0 is success, 1 an unexpected error or a failed check, 2 a mistake in what was typed, 130 an interruption.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    prefix = f"brachium {words[0]}" if words and words[0] in VERBS else "brachium"
+    try:
+        return _dispatch(words)
+    except BrachiumError as error:
+        if os.environ.get("BRACHIUM_TRACEBACK") == "1":
+            raise
+        print(f"{prefix}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("BRACHIUM_TRACEBACK") == "1":
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `brachium list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help_text())
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb in ("--version", "-V"):
+        print(f"brachium {__version__}")
+        return 0
+    if verb == COMPLETION:
+        from .cli.completion import print_script
+
+        return print_script(rest)
+    if verb == "__complete":
+        from .cli.completion import print_candidates
+
+        return print_candidates(" ".join(rest), {name: config for name, (config, _) in VERBS.items()})
+    if verb not in VERBS:
+        raise ConfigError(f"expected a verb, got {verb!r}. {did_you_mean(verb, VERBS)}\nType: brachium --help")
+    from .cli.run import run_verb
+
+    config, summary = VERBS[verb]
+    return run_verb(verb, config, rest, summary)
+
+
+def help_text() -> str:
+    """Return what `brachium --help` prints."""
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    return f"""\
+brachium {__version__}: train and run vision-language-action policies for robots
+
+usage: brachium VERB [key=value ...] [--help] [--dry-run] [--multirun] [--config-dir DIR]
+
+verbs
+{verbs}
+
+  brachium VERB --help        the options of a verb, with their present values
+  brachium VERB --dry-run     compose and check everything, print the resolved config, touch nothing
+  brachium VERB -m key=1,2    run once for each value
+  brachium completion bash    print a completion script (bash, zsh or fish)
+  brachium --version
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

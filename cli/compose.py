@@ -1,0 +1,202 @@
+"""Compose a verb's config with Hydra, and say in one sentence what is wrong when that fails."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import ConfigError, did_you_mean
+
+CONF_MODULE = "brachium.conf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A composed config.
+
+    Attributes:
+        config: The tree, interpolations unresolved.
+        choices: Group -> chosen option, in the order of the defaults list.
+    """
+
+    config: DictConfig
+    choices: dict[str, str]
+
+
+class Composer:
+    """Composes the configs of `brachium.conf` and of every folder or package on the search path.
+
+    Args:
+        search_path: Further places of configs: ``pkg://package.module`` or ``file://folder``.
+    """
+
+    def __init__(self, search_path: Sequence[str] = ()) -> None:
+        self.search_path = tuple(search_path)
+
+    @contextmanager
+    def _hydra(self) -> Iterator[ConfigLoader]:
+        # conf/list.yaml reads the search path back with ${brachium.search_path:}
+        OmegaConf.register_new_resolver("brachium.search_path", lambda: list(self.search_path), replace=True)
+        with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+
+    def _with_path(self, overrides: Sequence[str]) -> list[str]:
+        quoted = ",".join(f"'{path}'" for path in self.search_path)
+        return [*([f"hydra.searchpath=[{quoted}]"] if quoted else []), *overrides]
+
+    def compose(self, config_name: str, overrides: Sequence[str] = ()) -> Composed:
+        """Return the composed config; raise ConfigError when a name or value does not exist or fit."""
+        try:
+            with self._hydra():
+                config = compose(config_name, overrides=self._with_path(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise self._explain(config_name, overrides, error) from error
+        choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        return Composed(config=config, choices=choices)
+
+    def options(self, group: str, *, groups: bool = False) -> list[str]:
+        """Return the options of a group, or with `groups` the groups inside it."""
+        kind = ObjectType.GROUP if groups else ObjectType.CONFIG
+        with self._hydra() as loader:
+            # a config name is needed for Hydra to look at the search path at all
+            found = loader.get_group_options(group, kind, config_name="doctor", overrides=self._with_path(()))
+        return sorted(name for name in found if not (group == "" and name == "hydra") and name != "__pycache__")
+
+    def groups(self, parent: str = "") -> list[str]:
+        """Return every group that has options, such as ``model/head``."""
+        found = []
+        for name in self.options(parent, groups=True):
+            path = f"{parent}/{name}" if parent else name
+            found += [*([path] if self.options(path) else []), *self.groups(path)]
+        return found
+
+    # -- what went wrong ------------------------------------------------------------------------------------------
+
+    def _explain(self, config_name: str, overrides: Sequence[str], error: Exception) -> ConfigError:
+        """Find the override that breaks the composition and describe it; else translate Hydra's message."""
+        groups = self.groups()
+        good: list[str] = []
+        parsed = parse_overrides(overrides)
+        # A key may be typed before the group that brings it in, so groups come first.
+        parsed.sort(key=lambda o: o.key_or_group not in groups)
+        for override in parsed:
+            line = str(override.input_line)
+            try:
+                with self._hydra():
+                    compose(config_name, overrides=self._with_path([*good, line]))
+            except (HydraException, OmegaConfBaseException) as culprit:
+                if not str(culprit).startswith("You must specify"):
+                    return self._explain_override(config_name, override, good, groups, culprit)
+            good.append(line)
+        return _explain_message(config_name, error)
+
+    def _explain_override(
+        self, verb: str, override: Override, good: list[str], groups: list[str], error: Exception
+    ) -> ConfigError:
+        key, line = override.key_or_group, str(override.input_line)
+        if key == "hydra.searchpath" or override.is_hydra_override():
+            return ConfigError(f"{line}: {_first_line(error)}")
+        if key in groups and isinstance(error, MissingConfigException):
+            value = str(override.get_value_element_as_str())
+            return ConfigError(
+                f"{line}: {key} has no option {value!r}. {did_you_mean(value, self.options(key))}\n"
+                f"Type: brachium list what={key}"
+            )
+        if key in groups and override.get_value_element_as_str() == "" and not override.is_delete():
+            return ConfigError(
+                f"{line}: expected {key}=OPTION, got no option. Choices: {', '.join(self.options(key))}."
+            )
+        known = self._known_keys(verb, good)
+        if override.is_delete() or override.is_add() or key in known:
+            return ConfigError(f"{line}: {_first_line(error)}")
+        hint = closest_keys(key, known, groups)
+        value = str(override.get_value_element_as_str())
+        tail = "" if not hint else f" Did you mean {' or '.join(f'{name}={value}' for name in hint)}?"
+        return ConfigError(f"{line}: `{verb}` has no option or group {key!r}.{tail}\nType: brachium {verb} --help")
+
+    def _known_keys(self, verb: str, overrides: list[str]) -> list[str]:
+        try:
+            with self._hydra():
+                return [key for key, _ in leaves(compose(verb, overrides=self._with_path(overrides)), nodes=True)]
+        except (HydraException, OmegaConfBaseException):
+            return []
+
+
+def parse_overrides(words: Sequence[str]) -> list[Override]:
+    """Parse Hydra overrides; raise ConfigError that shows the word Hydra could not read."""
+    parser, parsed = OverridesParser.create(), []
+    for word in words:
+        try:
+            parsed.append(parser.parse_override(word))
+        except OverrideParseException as error:
+            reason = _first_line(error).strip().rstrip(".")
+            raise ConfigError(
+                f"{word}: expected key=value, got something Hydra cannot read ({reason}).\n"
+                "Quote values that hold spaces, commas, brackets or '=': \"key='a b'\"; a list is \"key=[1,2]\"."
+            ) from error
+    return parsed
+
+
+def leaves(config: Any, prefix: str = "", *, nodes: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of each scalar or list in `config`; with `nodes` the inner mappings too."""
+    items = config.items_ex(resolve=False) if isinstance(config, DictConfig) else config.items()
+    for name, value in items:
+        key = f"{prefix}{name}"
+        if isinstance(value, (DictConfig, dict)) and not (isinstance(value, DictConfig) and value._is_none()):
+            if nodes:
+                yield key, value
+            if not (isinstance(value, DictConfig) and (value._is_missing() or value._is_interpolation())):
+                yield from leaves(value, f"{key}.", nodes=nodes)
+        elif not str(name).startswith("_"):
+            yield key, value
+
+
+def closest_keys(key: str, keys: Sequence[str], groups: Sequence[str] = ()) -> list[str]:
+    """Return up to three names that `key` was probably meant to be."""
+    last = key.rpartition(".")[2]
+    same_end = [name for name in keys if name.rpartition(".")[2] == last]
+    by_end = {name.rpartition(".")[2]: name for name in reversed(keys) if "." not in key}
+    near = difflib.get_close_matches(key, [*keys, *groups], n=3, cutoff=0.6)
+    near += [by_end[end] for end in difflib.get_close_matches(last, by_end, n=2, cutoff=0.75)]
+    return list(dict.fromkeys([*same_end, *near]))[:3]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or str(error.__cause__ or error.__class__.__name__)
+    return text.splitlines()[0]
+
+
+def _explain_message(verb: str, error: Exception) -> ConfigError:
+    """Translate a composition error that no single override causes."""
+    text = str(error)
+    must = re.search(r"You must specify '([^']+)'", text)
+    if must:
+        options = re.findall(r"^\t(\S+)", text, re.MULTILINE)
+        return ConfigError(
+            f"`{verb}` needs a choice of {must[1]}. Choices: {', '.join(options)}.\n"
+            f"Type: brachium {verb} {must[1]}={options[0] if options else 'OPTION'}"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        name = str(error.missing_cfg_file)
+        options = [str(option) for option in error.options or ()]
+        hint = did_you_mean(name.rpartition("/")[2], options) if options else ""
+        return ConfigError(f"conf/{name}.yaml does not exist, and `{verb}` needs it. {hint}".strip())
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text = f"{text} ({_first_line(error.__cause__)})" if text else _first_line(error.__cause__)
+    return ConfigError(f"the config of `{verb}` cannot be composed: {text.strip()}")

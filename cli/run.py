@@ -1,0 +1,224 @@
+"""Run a verb: split the words, compose, check, then show help, print the plan, or call the function."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..console import human_time, table
+from ..errors import BrachiumError, ConfigError, did_you_mean
+from .compose import Composer, leaves, parse_overrides
+from .signature import arguments, check_tree, locate
+
+FLAGS = ("--help", "--dry-run", "--multirun", "--config-dir")
+SHORT = {"-h": "--help", "-m": "--multirun"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What was typed after the verb.
+
+    Attributes:
+        flags: Those of `FLAGS` that were given.
+        overrides: Hydra overrides, less the search path.
+        search_path: From ``hydra.searchpath=[...]`` and ``--config-dir``.
+    """
+
+    flags: frozenset[str]
+    overrides: tuple[Override, ...]
+    search_path: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """The overrides as typed."""
+        return [str(override.input_line) for override in self.overrides]
+
+
+def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "") -> int:
+    """Run `verb` with the words typed after it and return the exit code; raise BrachiumError for mistakes."""
+    choose_renderer()
+    flags, plain, folders = split_flags(verb, words)
+    typed = read_overrides(verb, flags, plain, folders)
+    composer = Composer(typed.search_path)
+    if "--help" in typed.flags:
+        from .usage import help_page
+
+        print(help_page(verb, config_name, composer, typed.lines, about))
+        return 0
+    jobs = sweep(typed.overrides) if "--multirun" in typed.flags else [typed.lines]
+    plans = [plan(verb, config_name, composer, job) for job in jobs]  # every job is checked before the first one runs
+    if "--dry-run" in typed.flags:
+        for job, tree in zip(jobs, plans):
+            if len(plans) > 1:
+                print(f"# {' '.join(job)}")
+            print(f"# {tree['_target_']}\n{OmegaConf.to_yaml(OmegaConf.create(tree))}", end="")
+        return 0
+    if "--multirun" in typed.flags:
+        return _run_jobs(verb, jobs, plans)
+    return call(plans[0])
+
+
+def choose_renderer() -> None:
+    """Make MuJoCo render through EGL on a Linux machine without a display; must come before `import mujoco`."""
+    headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if sys.platform == "linux" and headless:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def split_flags(verb: str, words: Sequence[str]) -> tuple[frozenset[str], list[str], list[str]]:
+    """Return the flags, the other words, and the folders given with ``--config-dir``."""
+    flags, plain, folders = set(), [], []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        if not word.startswith("-"):
+            plain.append(word)
+        elif name == "--config-dir":
+            folder = value if equals else next(rest, "")
+            if not Path(folder).is_dir() or not folder:
+                raise ConfigError(f"--config-dir: expected a folder with YAML files, got {folder!r}.")
+            folders.append(folder)
+        elif name in FLAGS and not equals:
+            flags.add(name)
+        elif word.startswith("--") and (equals or name not in FLAGS) and name.lstrip("-"):
+            key = name.lstrip("-").replace("-", "_")
+            likely = f"Type: brachium {verb} {key}={value or 'VALUE'}" if equals else did_you_mean(name, FLAGS)
+            raise ConfigError(f"{word}: unknown flag. Options are written key=value, without dashes. {likely}")
+        else:
+            raise ConfigError(f"{word}: unknown flag. {did_you_mean(name, [*FLAGS, *SHORT])}")
+    return frozenset(flags), plain, folders
+
+
+def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folders: Sequence[str]) -> Words:
+    """Parse the overrides and take the search path out of them."""
+    for word in plain:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(
+                f"{word}: expected key=value, got a word without '='.\n"
+                f"Type: brachium {verb} KEY={word}   (brachium {verb} --help lists the keys)"
+            )
+    search_path = [f"file://{Path(folder).resolve()}" for folder in folders]
+    overrides = []
+    for override in parse_overrides(plain):
+        if override.key_or_group == "hydra.searchpath":
+            value = override.value()
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(
+                    f"{override.input_line}: expected a list of places.\nType: 'hydra.searchpath=[pkg://package.conf]'"
+                )
+            search_path += value
+        elif override.is_sweep_override() and "--multirun" not in flags:
+            key, value = override.get_key_element(), override.get_value_element_as_str()
+            raise ConfigError(
+                f"{override.input_line}: one value expected, got several.\n"
+                f'Add --multirun to run once for each; or type "{key}=[{value}]" for a list, '
+                f"or \"{key}='{value}'\" for a text."
+            )
+        else:
+            overrides.append(override)
+    return Words(flags=flags, overrides=tuple(overrides), search_path=tuple(search_path))
+
+
+def sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return the override lines of each job: the product of all sweeps, the last varying fastest."""
+    axes = []
+    for override in overrides:
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise ConfigError(f"{override.input_line}: expected key=1,2,3 or key=range(1,4), got an interval.")
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+# -- plan and call ----------------------------------------------------------------------------------------------------
+
+
+def plan(verb: str, config_name: str, composer: Composer, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the resolved and checked config of one job as plain values."""
+    config = composer.compose(config_name, overrides).config
+    if config.get("_target_") is None:
+        raise ConfigError(f"conf/{config_name}.yaml: expected a _target_ (the function `{verb}` runs), got none.")
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(_missing_text(verb, missing, config))
+    try:
+        tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
+    assert isinstance(tree, dict)
+    check_tree(tree, verb)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _missing_text(verb: str, missing: Sequence[str], config: Any) -> str:
+    """Say which values are missing, with their descriptions where they can be had."""
+    lines = []
+    for key in missing:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        try:
+            text = arguments(locate(node["_target_"], key)).get(name, "")
+        except (BrachiumError, KeyError, TypeError, OmegaConfBaseException):
+            text = ""
+        lines.append(f"  {key}: {text}" if text else f"  {key}")
+    typed = " ".join(f"{key}=VALUE" for key in missing)
+    return f"expected a value for\n{chr(10).join(lines)}\nType: brachium {verb} {typed}"
+
+
+def call(tree: dict[str, Any]) -> int:
+    """Build the parts that `tree` describes, call its function and return the exit code."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        # `_partial_` builds the arguments only: the call below is ours, so that errors keep their own traceback.
+        function = instantiate({**tree, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause from None
+    result = function()
+    return result if type(result) is int else 0
+
+
+def _run_jobs(verb: str, jobs: Sequence[list[str]], plans: Sequence[dict[str, Any]]) -> int:
+    """Run the jobs one after another, go on after a failed one, and print a table; return the worst exit code."""
+    constant = set.intersection(*[set(job) for job in jobs]) if len(jobs) > 1 else set()
+    rows, worst = [], 0
+    for number, (job, tree) in enumerate(zip(jobs, plans), start=1):
+        label = " ".join(line for line in job if line not in constant) or verb
+        print(f"[{number}/{len(jobs)}] brachium {verb} {' '.join(job)}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        try:
+            code, note = call(tree), ""
+        except BrachiumError as error:
+            code, note = 2, str(error).splitlines()[0]
+            print(f"brachium {verb}: {error}", file=sys.stderr)
+        worst = max(worst, code)
+        rows.append(
+            [str(number), label, "ok" if code == 0 else f"exit {code}", human_time(time.monotonic() - start), note]
+        )
+    table(f"brachium {verb}: {len(jobs)} runs", ["#", "overrides", "result", "time", "error"], rows)
+    return worst
+
+
+__all__ = ["call", "choose_renderer", "leaves", "plan", "run_verb", "sweep"]
