@@ -15,13 +15,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, did_you_mean
 
 CONF_MODULE = "brachium.conf"
+# Hydra raises bare ValueErrors too, for example for `model=null`.
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Composer:
         try:
             with self._hydra():
                 config = compose(config_name, overrides=self._with_path(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSE_ERRORS as error:
             raise self._explain(config_name, overrides, error) from error
         choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
         OmegaConf.set_struct(config, False)
@@ -100,7 +102,7 @@ class Composer:
             try:
                 with self._hydra():
                     compose(config_name, overrides=self._with_path([*good, line]))
-            except (HydraException, OmegaConfBaseException) as culprit:
+            except COMPOSE_ERRORS as culprit:
                 if not str(culprit).startswith("You must specify"):
                     return self._explain_override(config_name, override, good, groups, culprit)
             good.append(line)
@@ -112,30 +114,34 @@ class Composer:
         key, line = override.key_or_group, str(override.input_line)
         if key == "hydra.searchpath" or override.is_hydra_override():
             return ConfigError(f"{line}: {_first_line(error)}")
-        if key in groups and isinstance(error, MissingConfigException):
+        if key in groups and isinstance(error, MissingConfigException) and not override.is_delete():
             value = str(override.get_value_element_as_str())
             return ConfigError(
                 f"{line}: {key} has no option {value!r}. {did_you_mean(value, self.options(key))}\n"
                 f"Type: brachium list what={key}"
             )
-        if key in groups and override.get_value_element_as_str() == "" and not override.is_delete():
+        if key in groups and not override.is_delete() and not isinstance(override.value(), str):
+            remove = f"\nType: brachium {verb} '~{key}' to leave it out" if override.value() is None else ""
             return ConfigError(
-                f"{line}: expected {key}=OPTION, got no option. Choices: {', '.join(self.options(key))}."
+                f"{line}: expected {key}=OPTION, got {override.get_value_element_as_str() or 'nothing'}. "
+                f"Choices: {', '.join(self.options(key))}.{remove}"
             )
         known = self._known_keys(verb, good)
         if override.is_delete() or override.is_add() or key in known:
             return ConfigError(f"{line}: {_first_line(error)}")
-        hint = closest_keys(key, known, groups)
+        hint = closest_keys(key, [name for name, is_node in known.items() if not is_node], groups)
         value = str(override.get_value_element_as_str())
         tail = "" if not hint else f" Did you mean {' or '.join(f'{name}={value}' for name in hint)}?"
         return ConfigError(f"{line}: `{verb}` has no option or group {key!r}.{tail}\nType: brachium {verb} --help")
 
-    def _known_keys(self, verb: str, overrides: list[str]) -> list[str]:
+    def _known_keys(self, verb: str, overrides: list[str]) -> dict[str, bool]:
+        """Return each dotted key, with True for those that hold further keys."""
         try:
             with self._hydra():
-                return [key for key, _ in leaves(compose(verb, overrides=self._with_path(overrides)), nodes=True)]
-        except (HydraException, OmegaConfBaseException):
-            return []
+                config = compose(verb, overrides=self._with_path(overrides))
+        except COMPOSE_ERRORS:
+            return {}
+        return {key: isinstance(value, DictConfig) for key, value in leaves(config, nodes=True)}
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
@@ -144,7 +150,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             parsed.append(parser.parse_override(word))
-        except OverrideParseException as error:
+        except HydraException as error:
             reason = _first_line(error).strip().rstrip(".")
             raise ConfigError(
                 f"{word}: expected key=value, got something Hydra cannot read ({reason}).\n"
@@ -157,7 +163,7 @@ def leaves(config: Any, prefix: str = "", *, nodes: bool = False) -> Iterator[tu
     """Yield (dotted key, value) of each scalar or list in `config`; with `nodes` the inner mappings too."""
     items = config.items_ex(resolve=False) if isinstance(config, DictConfig) else config.items()
     for name, value in items:
-        key = f"{prefix}{name}"
+        key = f"{prefix}{name!s}"
         if isinstance(value, (DictConfig, dict)) and not (isinstance(value, DictConfig) and value._is_none()):
             if nodes:
                 yield key, value

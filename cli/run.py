@@ -94,12 +94,13 @@ def split_flags(verb: str, words: Sequence[str]) -> tuple[frozenset[str], list[s
             folders.append(folder)
         elif name in FLAGS and not equals:
             flags.add(name)
-        elif word.startswith("--") and (equals or name not in FLAGS) and name.lstrip("-"):
-            key = name.lstrip("-").replace("-", "_")
-            likely = f"Type: brachium {verb} {key}={value or 'VALUE'}" if equals else did_you_mean(name, FLAGS)
-            raise ConfigError(f"{word}: unknown flag. Options are written key=value, without dashes. {likely}")
         else:
-            raise ConfigError(f"{word}: unknown flag. {did_you_mean(name, [*FLAGS, *SHORT])}")
+            key = name.lstrip("-").replace("-", "_")
+            likely = f"\nType: brachium {verb} {key}={value or 'VALUE'}" if equals and key else ""
+            raise ConfigError(
+                f"{word}: unknown flag; options are written key=value, without dashes. "
+                f"{did_you_mean(name, FLAGS)}{likely}"
+            )
     return frozenset(flags), plain, folders
 
 
@@ -122,7 +123,7 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
                 )
             search_path += value
         elif override.is_sweep_override() and "--multirun" not in flags:
-            key, value = override.get_key_element(), override.get_value_element_as_str()
+            key, _, value = str(override.input_line).partition("=")
             raise ConfigError(
                 f"{override.input_line}: one value expected, got several.\n"
                 f'Add --multirun to run once for each; or type "{key}=[{value}]" for a list, '
@@ -155,10 +156,10 @@ def plan(verb: str, config_name: str, composer: Composer, overrides: Sequence[st
     config = composer.compose(config_name, overrides).config
     if config.get("_target_") is None:
         raise ConfigError(f"conf/{config_name}.yaml: expected a _target_ (the function `{verb}` runs), got none.")
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(_missing_text(verb, missing, config))
     try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(_missing_text(verb, missing, config))
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
@@ -190,13 +191,13 @@ def call(tree: dict[str, Any]) -> int:
 
     try:
         # `_partial_` builds the arguments only: the call below is ours, so that errors keep their own traceback.
-        function = instantiate({**tree, "_partial_": True}, _convert_="all")
+        prepared = instantiate({**tree, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise cause from None
-    result = function()
+    result = prepared.func(*prepared.args, **prepared.keywords)
     return result if type(result) is int else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import inspect
 import re
 import types
@@ -19,10 +21,8 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_a
 
 def locate(path: str, where: str) -> Callable[..., Any]:
     """Import the function or class that a `_target_` names; `where` is the node's key, for messages."""
-    from hydra.utils import get_object
-
     try:
-        found = get_object(path)
+        found = _import_path(path)
     except Exception as error:
         root = _root_cause(error)
         if isinstance(root, ModuleNotFoundError) and root.name and not path.startswith(root.name):
@@ -34,6 +34,30 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{where}: expected _target_ to name a function or class, got {path!r} ({type(found)})")
     return typing.cast("Callable[..., Any]", found)
+
+
+def _import_path(path: str) -> Any:
+    """Return what a dotted path names: the longest importable module, then attributes of it."""
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ValueError("not a dotted name")
+    parts = path.split(".")
+    found = importlib.import_module(parts[0])
+    for index, part in enumerate(parts[1:], start=1):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(".".join(parts[: index + 1]))
+            except ModuleNotFoundError as error:
+                if error.name != ".".join(parts[: index + 1]):
+                    raise  # the module is there, but something it imports is not
+                names = [name for name in dir(found) if not name.startswith("_")]
+                raise ImportError(f"{'.'.join(parts[:index])} has no {part!r}. {_close(part, names)}".strip()) from None
+        found = getattr(found, part)
+    return found
+
+
+def _close(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def _root_cause(error: BaseException) -> BaseException:
