@@ -1,0 +1,127 @@
+"""The table-top environment: any task of `tasks/`, any simulated embodiment, as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from ..errors import ConfigError, did_you_mean
+from ..sim.embodiment import SimEmbodiment
+from ..sim.randomize import DomainRandomization
+from ..sim.simulation import DOWN, Simulation
+from ..spec import EmbodimentSpec
+from .language import SPLITS
+from .tasks.base import Episode, Task
+
+CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"-_()/"
+MAX_INSTRUCTION = 128
+
+
+class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """One task on the table.
+
+    Observations: ``state`` float32 (s,), one uint8 image (height, width, 3) a camera, ``instruction`` (text).
+    Actions: as in the embodiment's spec, in its units. Reward: 1 at success, else 0. An episode terminates at success
+    or failure and is truncated after the task's `max_steps`. ``info`` has ``success`` and ``split``.
+
+    The same seed and options give the same episode, bit for bit, whatever was run before.
+
+    Args:
+        task: What is asked.
+        embodiment: Robot, control mode, cameras, rate.
+        randomization: How much looks vary.
+        split: Which instructions: one of `language.SPLITS`; ``reset(options={"split": ...})`` overrides it.
+        images: Whether to render cameras; without them observations hold the state and instruction only.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's convention)
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        embodiment: SimEmbodiment,
+        randomization: DomainRandomization | None = None,
+        split: str = "train",
+        images: bool = True,
+        render_mode: str | None = None,
+        render_size: int = 256,
+    ) -> None:
+        self.task, self.embodiment = task, embodiment
+        self.randomization = randomization or DomainRandomization()
+        self.images, self.render_mode, self.render_size = images, render_mode, render_size
+        self.split = _checked_split(split)
+        self.sim = Simulation(embodiment)
+        spec = embodiment.spec
+        action = spec.action
+        self.action_space = spaces.Box(
+            np.asarray(action.low, np.float32), np.asarray(action.high, np.float32), dtype=np.float32
+        )
+        parts: dict[str, spaces.Space[Any]] = {
+            "state": spaces.Box(-np.inf, np.inf, spec.state.shape, np.float32),
+            "instruction": spaces.Text(MAX_INSTRUCTION, min_length=0, charset=CHARSET),
+        }
+        if images:
+            parts |= {c.name: spaces.Box(0, 255, c.shape, np.uint8) for c in spec.cameras}
+        self.observation_space = spaces.Dict(parts)
+        self.episode: Episode | None = None
+        self._steps = 0
+
+    @property
+    def spec_embodiment(self) -> EmbodimentSpec:
+        """What this environment's robot sees, feels and accepts."""
+        return self.embodiment.spec
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw and load an episode. Options: ``split``."""
+        super().reset(seed=seed)
+        split = _checked_split((options or {}).get("split", self.split))
+        self.episode = self.task.sample(self.np_random, split)
+        scene = self.randomization.apply(self.episode.scene, self.np_random)
+        self.sim.load(scene, np.asarray(self.episode.tool_start))
+        if self.episode.drawer_start:
+            self.sim.data.joint("drawer").qpos[0] = self.episode.drawer_start
+            self.sim.settle()
+        self._steps = 0
+        return self._observe(), self._info(split=split)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Apply one action for one control period."""
+        if self.episode is None:
+            raise ConfigError("step() before reset(); call env.reset(seed=...) first")
+        self.sim.step(action)
+        self._steps += 1
+        success = self.task.success(self.sim, self.episode)
+        terminated = success or self.task.failure(self.sim, self.episode)
+        truncated = not terminated and self._steps >= self.task.max_steps
+        return self._observe(), float(success), terminated, truncated, self._info(success=success)
+
+    def expert_action(self) -> np.ndarray:
+        """What the scripted expert would do now: an action (a,) in the embodiment's units."""
+        if self.episode is None:
+            raise ConfigError("expert_action() before reset(); call env.reset(seed=...) first")
+        position, gripper = self.task.expert(self.sim, self.episode)
+        return self.sim.driver.encode(position, DOWN, gripper)
+
+    def render(self) -> np.ndarray:
+        """The front camera at `render_size`, for people: uint8 (size, size, 3)."""
+        return self.sim.picture(self.embodiment.cameras[0], self.render_size)
+
+    def _observe(self) -> dict[str, Any]:
+        images = self.sim.images() if self.images else {}
+        instruction = self.episode.instruction if self.episode else ""
+        return {"state": self.sim.state, "instruction": instruction, **images}
+
+    def _info(self, success: bool = False, **extra: Any) -> dict[str, Any]:
+        return {"success": success, "task": self.task.name, **extra}
+
+
+def _checked_split(split: str) -> str:
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
+    return split
