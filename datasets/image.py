@@ -1,0 +1,130 @@
+"""Frame codecs and shards: JPEG or raw frames one after another, with an index at the end of the file.
+
+A shard is what zarr v3 calls ``sharding_indexed``: encoded inner chunks (here one frame each, every one followed by
+its crc32c), then the index: (offset, length) as little-endian uint64 a frame, all ones for an absent frame, and the
+index's own crc32c. A frame is a bare JPEG stream, so that it can be declared ``imagecodecs_jpeg`` and read by
+zarr-python with the package imagecodecs-zarr; libjpeg-turbo on both sides gives the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
+from .layout import bytes_codec, crc32c
+
+MISSING = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProfile:
+    """How frames are encoded.
+
+    Attributes:
+        name: Key in `PROFILES`.
+        quality: JPEG quality, 1 to 100; 0 for raw frames.
+        subsampling: JPEG chroma subsampling, ``420`` or ``444``; empty for raw frames.
+    """
+
+    name: str
+    quality: int = 0
+    subsampling: str = ""
+
+    @property
+    def is_jpeg(self) -> bool:
+        """True when frames are JPEG streams."""
+        return self.quality > 0
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """Encode uint8 (H, W, 3) RGB."""
+        image = np.ascontiguousarray(image)
+        if not self.is_jpeg:
+            return image.tobytes()
+        return simplejpeg.encode_jpeg(image, self.quality, "RGB", self.subsampling)
+
+    def zarr_codec(self) -> dict[str, Any]:
+        """The codec in zarr metadata that reads one frame."""
+        if not self.is_jpeg:
+            return bytes_codec(np.dtype("u1"))
+        configuration = {"level": self.quality, "subsampling": self.subsampling}
+        return {"name": "imagecodecs_jpeg", "configuration": configuration}
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        ImageProfile(name="jpeg", quality=95, subsampling="420"),
+        ImageProfile(name="jpeg95-444", quality=95, subsampling="444"),
+        ImageProfile(name="raw"),
+    )
+}
+
+
+def image_profile(name: str, quality: int | None = None) -> ImageProfile:
+    """Return the profile `name`, with another JPEG quality if one is given.
+
+    Raises:
+        ConfigError: An unknown name, or a quality outside 1..100 or for raw frames.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"no image profile {name!r}. {did_you_mean(name, PROFILES)}")
+    profile = PROFILES[name]
+    if quality is None:
+        return profile
+    if not profile.is_jpeg or not 1 <= quality <= 100:
+        raise ConfigError(f"expected a quality from 1 to 100 with a JPEG profile, got {quality} with {name!r}")
+    return ImageProfile(name=name, quality=int(quality), subsampling=profile.subsampling)
+
+
+def check_jpeg(data: bytes, shape: tuple[int, ...], where: str) -> None:
+    """Raise SpecMismatchError unless `data` starts as a colour JPEG of `shape` (H, W, 3). Reads the header only."""
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise SpecMismatchError(f"{where}: expected a JPEG of shape {shape}, got {len(data)} bytes: {error}") from error
+    if (height, width) != tuple(shape[:2]) or colour not in ("YCbCr", "RGB"):
+        raise SpecMismatchError(f"{where}: expected a colour JPEG of shape {shape}, got {height}x{width} {colour}")
+
+
+def decode_into(data: np.ndarray, out: np.ndarray, *, jpeg: bool, where: str) -> None:
+    """Decode one encoded frame, uint8 (n,), into `out` (H, W, 3) uint8; simplejpeg releases the GIL meanwhile.
+
+    Raises:
+        StoreError: Bytes that are no such image.
+    """
+    if not jpeg:
+        if data.nbytes != out.nbytes:
+            raise StoreError(f"damaged store: {where}: expected {out.nbytes} bytes, got {data.nbytes}")
+        out.reshape(-1)[:] = data
+        return
+    try:
+        decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    except ValueError as error:
+        raise StoreError(f"damaged store: {where}: {error}") from error
+    if decoded.shape != out.shape:
+        raise StoreError(f"damaged store: {where}: expected shape {out.shape}, got {decoded.shape}")
+
+
+def encode_index(offsets: np.ndarray, lengths: np.ndarray, shard: int) -> bytes:
+    """Footer of a shard of `shard` frames whose first ``len(offsets)`` are there; lengths include each crc."""
+    index = np.full((shard, 2), MISSING, "<u8")
+    index[: len(offsets), 0] = offsets
+    index[: len(lengths), 1] = lengths
+    data = index.tobytes()
+    return data + crc32c(data).to_bytes(4, "little")
+
+
+def decode_index(tail: bytes, shard: int, where: str) -> np.ndarray:
+    """Inverse of `encode_index`: uint64 (shard, 2) of (offset, length).
+
+    Raises:
+        StoreError: An index that is short or does not fit its crc.
+    """
+    size = shard * 16
+    if len(tail) != size + 4 or crc32c(tail[:size]) != int.from_bytes(tail[size:], "little"):
+        raise StoreError(f"damaged store: the frame index of {where} does not fit its checksum")
+    return np.frombuffer(tail, "<u8", count=2 * shard).reshape(shard, 2)

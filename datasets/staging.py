@@ -1,0 +1,276 @@
+"""A segment while it is recorded: frames appended to ``.partial`` shards, and a journal of every step.
+
+The journal says what the bytes of a torn segment mean, so that a later recovery can save them: after the magic come
+records of ``u32 length, u32 crc32c, payload``, where the first byte of a payload is its kind:
+
+- ``H`` header, JSON: host, pid, schema, profile, layout of the steps
+- ``B`` begin of an episode, JSON: id, instruction, tags, meta
+- ``S`` step: (offset u64, length u32, crc32c u32) a camera, then the low-dimensional fields, little-endian
+- ``E`` end of an episode, JSON: success
+- ``D`` discard of the open episode
+
+While its writer lives it holds an exclusive ``flock`` on the journal; the kernel lets go of it however the writer dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ulid import ULID
+
+from . import layout
+from .image import ImageProfile, encode_index
+from .layout import FORMAT, JOURNAL, KEY, SEGMENTS, STAGING, crc32c, dump_json, fsync_dir, write_all, write_file
+from .schema import StoreSchema
+
+MAGIC = b"BRCHJRN1"
+_PLACE = struct.Struct("<QII")
+
+
+class Journal:
+    """The journal of one staging folder, open for appending and locked."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._size = 0
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._write(MAGIC)
+        self.append(b"H", dump_json(header))
+
+    def append(self, kind: bytes, payload: bytes = b"") -> None:
+        """Append one record; a record that cannot be written whole is taken back."""
+        body = kind + payload
+        self._write(struct.pack("<II", len(body), crc32c(body)) + body)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_all(self._fd, data)
+        except BaseException:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Close the file and let go of its lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class ShardWriter:
+    """Appends encoded frames of one camera to ``c/<k>/0/0/0.partial``; the index is written by `seal`."""
+
+    def __init__(self, folder: Path, max_frames: int) -> None:
+        self._folder = folder
+        self._max = max_frames
+        self._offsets: list[int] = []
+        self._lengths: list[int] = []
+        self._fd = -1
+        self._open = -1
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / "c" / str(shard) / "0" / "0" / "0.partial"
+
+    def _bytes(self, shard: int) -> int:
+        last = min(len(self), (shard + 1) * self._max) - 1
+        return self._offsets[last] + self._lengths[last] if last >= shard * self._max else 0
+
+    def append(self, data: bytes) -> bytes:
+        """Write one frame and its crc; return its place packed for the journal."""
+        shard = len(self) // self._max
+        if shard != self._open:
+            self.close()
+            self._path(shard).parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path(shard), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._open = shard
+        offset, checksum = self._bytes(shard), crc32c(data)
+        write_all(self._fd, data + checksum.to_bytes(4, "little"))
+        self._offsets.append(offset)
+        self._lengths.append(len(data) + 4)
+        return _PLACE.pack(offset, len(data) + 4, checksum)
+
+    def truncate(self, frames: int) -> None:
+        """Forget every frame from `frames` on, and any bytes of a torn one."""
+        self.close()
+        shards = -(-(len(self) + 1) // self._max)
+        del self._offsets[frames:], self._lengths[frames:]
+        for shard in range(frames // self._max, shards):
+            if self._path(shard).exists():
+                os.truncate(self._path(shard), self._bytes(shard))
+                if not self._bytes(shard):
+                    self._path(shard).unlink()
+
+    def seal(self, *, fsync: bool) -> int:
+        """Write each shard's index and make it durable; return the frames a shard. May be repeated."""
+        self.close()
+        shard_frames = max(1, min(len(self), self._max))
+        for shard in range(-(-len(self) // shard_frames)):
+            part = slice(shard * shard_frames, (shard + 1) * shard_frames)
+            offsets, lengths = np.array(self._offsets[part], "<u8"), np.array(self._lengths[part], "<u8")
+            fd = os.open(self._path(shard), os.O_WRONLY | os.O_APPEND)
+            try:
+                os.ftruncate(fd, self._bytes(shard))
+                write_all(fd, encode_index(offsets, lengths, shard_frames))
+                if fsync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        return shard_frames
+
+    def rename(self) -> None:
+        """Give the sealed shards their final names."""
+        for path in self._folder.glob("c/*/0/0/0.partial"):
+            path.rename(path.with_name("0"))
+
+    def close(self) -> None:
+        """Close the open file, if any."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = self._open = -1
+
+
+class StagingSegment:
+    """A segment under ``staging/`` that becomes ``segments/<id>`` by `publish`.
+
+    Attributes:
+        id: Its ULID.
+        frames: Complete steps so far.
+        episodes: Records of the finished episodes.
+    """
+
+    def __init__(self, root: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> None:
+        self.id = str(ULID())
+        self.frames = 0
+        self.episodes: list[dict[str, Any]] = []
+        self._root, self._schema, self._profile = root, schema, profile
+        self._source, self._fsync = source, fsync
+        self._folder = root / STAGING / self.id
+        self._sealed = self._moved = False
+        self._dtypes = {f: np.dtype(schema.field(f).dtype).newbyteorder("<") for f in schema.fields}
+        self._rows: list[tuple[np.ndarray, ...]] = []
+        self._folder.mkdir(parents=True)
+        header = {
+            "format": FORMAT,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": round(time.time(), 3),
+            "schema": schema.to_dict(),
+            "profile": [profile.name, profile.quality, profile.subsampling],
+            "cameras": list(schema.embodiment.camera_names),
+            "fields": [[f, self._dtypes[f].str, schema.columns(f)] for f in schema.fields],
+            "max_frames": layout.SHARD_FRAMES,
+        }
+        self._journal = Journal(self._folder / JOURNAL, header)
+        self._shards = {
+            c: ShardWriter(self._folder / "images" / c, layout.SHARD_FRAMES) for c in schema.embodiment.camera_names
+        }
+
+    def begin(self, episode: dict[str, Any]) -> None:
+        """Note in the journal that an episode begins."""
+        self._journal.append(b"B", dump_json(episode))
+
+    def append(self, images: Mapping[str, bytes], values: Mapping[str, np.ndarray]) -> None:
+        """Append one step: encoded `images` by camera and flat `values` by field. All of it or nothing."""
+        row = tuple(np.array(values[f], self._dtypes[f]).reshape(-1) for f in self._schema.fields)
+        try:
+            places = b"".join(shard.append(images[camera]) for camera, shard in self._shards.items())
+            self._journal.append(b"S", places + b"".join(r.tobytes() for r in row))
+        except BaseException:
+            self._truncate(self.frames)
+            raise
+        self._rows.append(row)
+        self.frames += 1
+
+    def end(self, episode: dict[str, Any]) -> None:
+        """Add a finished episode, whose steps are the last ``episode["length"]`` ones."""
+        self._journal.append(b"E", dump_json({"success": episode["success"]}))
+        self.episodes.append(episode)
+
+    def discard(self, start: int) -> None:
+        """Forget every step from `start` on."""
+        self._truncate(start)
+        self.frames = start
+        self._journal.append(b"D")
+
+    def _truncate(self, frames: int) -> None:
+        del self._rows[frames:]
+        for shard in self._shards.values():
+            shard.truncate(frames)
+
+    def publish(self) -> dict[str, Any]:
+        """Finish the files, make them durable and move them to ``segments/``; may be repeated after a failure.
+
+        Returns:
+            The `add_segment` action for the log. Until it is committed nobody sees the segment.
+        """
+        if not self._sealed:
+            self._seal()
+            self._sealed = True
+        if not self._moved:
+            self._folder = self._folder.rename(self._root / SEGMENTS / self.id)
+            self._moved = True
+        if self._fsync:
+            fsync_dir(self._root / SEGMENTS)
+            fsync_dir(self._root / STAGING)
+        return {"action": "add_segment", "id": self.id, "frames": self.frames, "digest": self._digest}
+
+    @property
+    def _digest(self) -> str:
+        return self._schema.embodiment.digest
+
+    def _seal(self) -> None:
+        folder, fsync = self._folder, self._fsync
+        for camera, shard in self._shards.items():
+            frames = shard.seal(fsync=fsync)
+            target = folder / "images" / camera
+            target.mkdir(parents=True, exist_ok=True)
+            shape, codec = self._schema.camera(camera).shape, self._profile.zarr_codec()
+            write_file(target / "zarr.json", layout.image_array_json(self.frames, shape, frames, codec), fsync=fsync)
+        for i, field in enumerate(self._schema.fields):
+            values = np.stack([row[i] for row in self._rows])
+            (folder / "lowdim" / field).mkdir(parents=True, exist_ok=True)
+            layout.write_lowdim(folder / "lowdim" / field, values, fsync=fsync)
+        (folder / "images").mkdir(exist_ok=True)
+        for name in ("images", "lowdim"):
+            write_file(folder / name / "zarr.json", layout.group_json({}), fsync=fsync)
+        for shard in self._shards.values():
+            shard.rename()
+        write_file(folder / "zarr.json", layout.group_json({KEY: self._attributes()}), fsync=fsync)
+        if fsync:
+            for parent, _, _ in os.walk(folder, topdown=False):
+                fsync_dir(Path(parent))
+
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "frames": self.frames,
+            **self._schema.to_dict(),
+            "digest": self._digest,
+            "fps": self._schema.embodiment.control_hz,
+            "profile": self._profile.name,
+            "episode_ends": [e["start"] + e["length"] for e in self.episodes],
+            "episodes": self.episodes,
+            "source": self._source,
+        }
+
+    def release(self) -> None:
+        """Close every file and let go of the journal's lock; the folder stays."""
+        for shard in self._shards.values():
+            shard.close()
+        self._journal.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are now."""
+        return self._folder
