@@ -1,0 +1,32 @@
+# Every target that needs packages makes .venv first (scripts/setup; it does nothing when nothing changed).
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help setup demo test test-fast lint bench-demo clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## make .venv, install, check that MuJoCo renders
+	@scripts/setup
+
+demo: setup ## record, train and evaluate a small policy from nothing (ARGS="seed=1" are passed on)
+	$(BIN)/brachium demo $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint, then the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-fast: setup ## the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+bench-demo: setup ## measure the demo against its controls
+	$(BIN)/python benchmarks/demo_controls.py $(ARGS)
+
+clean: ## remove .venv, caches and builds; outputs/ stays
+	rm -rf .venv .venv-bootstrap build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
