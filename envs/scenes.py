@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.schema import StoreSchema
 from ..sim.embodiment import SimEmbodiment
 from ..sim.randomize import DomainRandomization
 from ..sim.scene import FIXED_KINDS, OBJECT_KINDS, Item, Scene
 from ..sim.simulation import Simulation
 from ..spec import FeatureSpec
+from .demonstrations import RecordedEpisode, Step
 from .language import CLOSE_DRAWER, HELD_OUT_PAIRS, OPEN_DRAWER, PLACE, PUSH, REACH, STACK, Phrasings
 from .tasks.base import Task
 
@@ -74,6 +76,22 @@ class SceneSampler:
         self.randomization = randomization or DomainRandomization()
         self.sentences, self.poses, self.held = sentences, poses, held
         self.sim = Simulation(embodiment)
+        self.name = "scenes"
+        self.schema = StoreSchema(embodiment=embodiment.spec, extras=(objects_feature(embodiment.cameras),))
+
+    def record(self, seed: int) -> list[RecordedEpisode]:
+        """The scenes of one table as episodes of one step each, the action zero, the sentences in ``meta``."""
+        action = np.zeros(self.embodiment.spec.action.shape, np.float32)
+        return [
+            RecordedEpisode(
+                instruction=scene.sentences[0]["text"],
+                tags=("scene",),
+                meta={"seed": seed, "task": self.name, "sentences": list(scene.sentences)},
+                steps=[Step(scene.images, scene.state, action, {"objects": scene.objects})],
+                success=None,
+            )
+            for scene in self.sample(seed)
+        ]
 
     def sample(self, seed: int) -> list[LabelledScene]:
         """One table in `poses` arm poses; the same seed gives the same scenes."""

@@ -1,0 +1,195 @@
+"""The verb ``brachium record``: run experts (or draw scenes) in several processes, into an episode store."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..console import log, progress, require_disk
+from ..datasets.store import EpisodeStore
+from ..datasets.writer import EpisodeWriter
+from ..errors import BrachiumError, ConfigError
+from .demonstrations import ExpertDemonstrations
+from .scenes import SceneSampler
+from .tabletop import TabletopEnv
+
+BYTES_PER_EPISODE = 250_000
+SEGMENT = 32
+"""Episodes that are committed together; a kill loses at most these from each worker."""
+
+
+def record(
+    *,
+    env: Callable[..., Any],
+    out: str,
+    episodes: int = 100,
+    seed: int = 0,
+    workers: int = 2,
+    noise: float = 0.3,
+    noisy: float = 0.8,
+    drop: float = 0.1,
+    keep_failures: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Record expert demonstrations, or free labelled scenes, into an episode store.
+
+    The store is made when it is missing and appended to otherwise. What it already has of this task and these seeds
+    is kept and not recorded again, so an interrupted command is simply typed again.
+
+    Args:
+        env: A factory of environments with an expert, or of scene samplers.
+        out: Folder of the store.
+        episodes: Number of episodes (of tables, for scenes) that the store shall have of this task.
+        seed: First seed; episode k has seed `seed` + k.
+        workers: Processes.
+        noise: Disturbance of the executed action, as a share of its limits; labels stay clean.
+        noisy: Share of the episodes that are disturbed.
+        drop: Share of the episodes in which the gripper opens once by itself.
+        keep_failures: Also keep episodes in which the expert failed.
+        overwrite: Delete an existing store first.
+    """
+    if episodes < 1 or workers < 1:
+        raise ConfigError(f"expected episodes and workers of at least 1, got episodes={episodes}, workers={workers}")
+    options = {"noise": noise, "noisy": noisy, "drop": drop}
+    source = make_source(env, options)
+    store = _open_or_create(Path(out), source, overwrite)
+    have = recorded_seeds(store, source.name)
+    todo = [s for s in range(seed, seed + episodes) if s not in have]
+    if not todo:
+        log(f"{out}: has all {episodes} episodes of {source.name} already; nothing to record")
+        return 0
+    if len(todo) < episodes:
+        log(f"{out}: has {episodes - len(todo)} of {episodes} episodes of {source.name}; recording the rest")
+    require_disk(out, BYTES_PER_EPISODE * len(todo), "recording")
+    workers = min(workers, max(1, len(todo) // 8))
+    failed = _run_workers(env, options, out, source.name, todo, workers, keep_failures)
+    if failed:
+        log(f"{source.name}: the expert failed in {failed} of {len(todo)} episodes; they are not kept")
+    store = store.refresh()
+    log(f"{out}: {store.num_episodes} episodes, {store.total_frames} frames")
+    return 0
+
+
+def make_source(env: Callable[..., Any], options: dict[str, float]) -> Any:
+    """What yields episodes for `env`: the sampler itself, or its expert's demonstrations."""
+    made = env()
+    if isinstance(made, SceneSampler):
+        return made
+    if isinstance(made, TabletopEnv):
+        return ExpertDemonstrations(made, **options)
+    raise ConfigError(f"cannot record from {type(made).__name__}: expected an environment with an expert, or scenes")
+
+
+def recorded_seeds(store: EpisodeStore, task: str) -> set[int]:
+    """Seeds of the episodes of `task` in a store."""
+    return {int(e.meta["seed"]) for e in store.episodes if e.meta.get("task") == task and "seed" in e.meta}
+
+
+def _open_or_create(path: Path, source: Any, overwrite: bool) -> EpisodeStore:
+    if overwrite and path.exists():
+        import shutil
+
+        EpisodeStore.open(path)  # refuses to delete what is no store
+        shutil.rmtree(path)
+    if not path.exists():
+        return EpisodeStore.create(path, source.schema)
+    store = EpisodeStore.open(path)
+    store.schema.require_same(source.schema, f"store {path}", f"environment {source.name}")
+    return store
+
+
+def _run_workers(
+    env: Callable[..., Any],
+    options: dict[str, float],
+    out: str,
+    name: str,
+    seeds: Sequence[int],
+    workers: int,
+    keep_failures: bool,
+) -> int:
+    """Split the seeds over processes and follow their progress; returns how many episodes failed."""
+    context = multiprocessing.get_context("spawn")  # a fork with an open OpenGL context hangs
+    messages: Any = context.Queue()
+    stop = context.Event()
+    processes = [
+        context.Process(
+            target=_worker,
+            args=(env, options, out, seeds[k::workers], keep_failures, messages, stop),
+            daemon=True,
+        )
+        for k in range(workers)
+    ]
+    failed = frames = 0
+    try:
+        for process in processes:
+            process.start()
+        with progress(f"recording {name}", total=len(seeds), unit="episodes") as bar:
+            while bar.done < len(seeds):
+                try:
+                    kind, value = messages.get(timeout=1.0)
+                except queue.Empty:
+                    dead = [p for p in processes if p.exitcode not in (None, 0)]
+                    if dead:
+                        raise BrachiumError(
+                            f"a recording process died with exit code {dead[0].exitcode}; "
+                            "what was committed is kept: type the same command again to go on"
+                        ) from None
+                    continue
+                if kind == "error":
+                    raise BrachiumError(value)
+                failed += int(kind == "failed")
+                frames += value
+                bar.update(1, frames=frames)
+        for process in processes:
+            process.join()
+    except BaseException:
+        stop.set()  # workers finish their episode and commit what they have
+        deadline = time.monotonic() + 10.0
+        for process in processes:
+            if process.pid is not None:
+                process.join(max(0.1, deadline - time.monotonic()))
+                process.terminate()
+        raise
+    return failed
+
+
+def _worker(
+    env: Callable[..., Any],
+    options: dict[str, float],
+    out: str,
+    seeds: Sequence[int],
+    keep_failures: bool,
+    messages: Any,
+    stop: Any,
+) -> None:
+    """Record the episodes of `seeds`; tells the parent of each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
+    try:
+        source = make_source(env, options)
+        with EpisodeWriter(EpisodeStore.open(out), episodes_per_segment=SEGMENT, source=source.name) as writer:
+            for seed in seeds:
+                if stop.is_set():
+                    return
+                for episode in source.record(seed):
+                    if episode.success is False and not keep_failures:
+                        messages.put(("failed", 0))
+                        continue
+                    write_episode(writer, episode)
+                    frames = len(episode.steps)
+                if episode.success is not False or keep_failures:
+                    messages.put(("done", frames))
+    except Exception as error:
+        messages.put(("error", f"recording failed in a worker: {type(error).__name__}: {error}"))
+
+
+def write_episode(writer: EpisodeWriter, episode: Any) -> None:
+    """Write one recorded episode."""
+    writer.begin(episode.instruction, tags=episode.tags, meta=episode.meta)
+    for step in episode.steps:
+        writer.step(images=step.images, state=step.state, action=step.action, extras=step.extras or None)
+    writer.end(episode.success)
