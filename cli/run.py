@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import sys
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..console import human_time, table
 from ..errors import BrachiumError, ConfigError, did_you_mean
-from .compose import Composer, leaves, parse_overrides
+from .compose import Composer, parse_overrides
 from .signature import arguments, check_tree, locate
 
 FLAGS = ("--help", "--dry-run", "--multirun", "--config-dir")
@@ -121,6 +122,8 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
                 raise ConfigError(
                     f"{override.input_line}: expected a list of places.\nType: 'hydra.searchpath=[pkg://package.conf]'"
                 )
+            for place in value:
+                _check_place(place)
             search_path += value
         elif override.is_sweep_override() and "--multirun" not in flags:
             key, _, value = str(override.input_line).partition("=")
@@ -132,6 +135,22 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
         else:
             overrides.append(override)
     return Words(flags=flags, overrides=tuple(overrides), search_path=tuple(search_path))
+
+
+def _check_place(place: str) -> None:
+    """Raise ConfigError unless a place of the search path exists; Hydra would only warn."""
+    scheme, _, where = place.rpartition("://")
+    if scheme == "pkg":
+        try:
+            found = importlib.util.find_spec(where) is not None
+        except ModuleNotFoundError:  # the parent package is not there either
+            found = False
+        if not found:
+            raise ConfigError(
+                f"hydra.searchpath: there is no package {where!r} to import. Is it installed, with an __init__.py?"
+            )
+    elif not Path(where).is_dir():
+        raise ConfigError(f"hydra.searchpath: there is no folder {where!r}.")
 
 
 def sweep(overrides: Sequence[Override]) -> list[list[str]]:
@@ -220,6 +239,3 @@ def _run_jobs(verb: str, jobs: Sequence[list[str]], plans: Sequence[dict[str, An
         )
     table(f"brachium {verb}: {len(jobs)} runs", ["#", "overrides", "result", "time", "error"], rows)
     return worst
-
-
-__all__ = ["call", "choose_renderer", "leaves", "plan", "run_verb", "sweep"]
