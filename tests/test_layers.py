@@ -35,12 +35,11 @@ LAZY_ONLY = {"lerobot"}  # its import costs seconds, so only inside functions of
 
 def sources(root: Path) -> list[Path]:
     """Every Python file of the package below `root`."""
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not any(part.startswith(".") or part in IGNORED for part in path.relative_to(root).parts[:-1])
-        and path != root / "__init__.py"
-    )
+    found = [path for path in root.glob("*.py") if path.name != "__init__.py"]
+    for top in root.iterdir():  # the checkout holds a whole environment in .venv: do not walk it
+        if top.is_dir() and not top.name.startswith(".") and top.name not in IGNORED:
+            found += top.rglob("*.py")
+    return sorted(found)
 
 
 def part_of(path: Path, root: Path) -> str:
