@@ -17,8 +17,8 @@ from . import commitlog
 from .layout import JOURNAL, KEY, SEGMENTS, STAGING, crc32c, read_json
 from .staging import MAGIC
 
-GRACE_S = 3600.0
-"""A staging folder without a readable journal header is left alone for so long [s]: its writer may just be starting."""
+GRACE_S = 60.0
+"""A staging folder without a readable journal header is left alone for so long [s]: its writer may be starting."""
 
 
 def _header(journal: Path) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ records of ``u32 length, u32 crc32c, payload``, where the first byte of a payloa
 - ``B`` begin of an episode, JSON: id, instruction, tags, meta
 - ``S`` step: (offset u64, length u32, crc32c u32) a camera, then the low-dimensional fields, little-endian
 - ``E`` end of an episode, JSON: success
-- ``D`` discard of the open episode
+
+A discarded episode is cut off again, which works on a full disk too.
 
 While its writer lives it holds an exclusive ``flock`` on the journal; the kernel lets go of it however the writer dies.
 """
@@ -49,6 +50,16 @@ class Journal:
         """Append one record; a record that cannot be written whole is taken back."""
         body = kind + payload
         self._write(struct.pack("<II", len(body), crc32c(body)) + body)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def truncate(self, size: int) -> None:
+        """Forget every record after the first `size` bytes."""
+        os.ftruncate(self._fd, size)
+        self._size = size
 
     def _write(self, data: bytes) -> None:
         try:
@@ -118,7 +129,10 @@ class ShardWriter:
         for shard in range(-(-len(self) // shard_frames)):
             part = slice(shard * shard_frames, (shard + 1) * shard_frames)
             offsets, lengths = np.array(self._offsets[part], "<u8"), np.array(self._lengths[part], "<u8")
-            fd = os.open(self._path(shard), os.O_WRONLY | os.O_APPEND)
+            path = self._path(shard)
+            if path.with_name("0").exists():  # a repeated commit that had come so far
+                continue
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
             try:
                 os.ftruncate(fd, self._bytes(shard))
                 write_all(fd, encode_index(offsets, lengths, shard_frames))
@@ -172,12 +186,14 @@ class StagingSegment:
             "max_frames": layout.SHARD_FRAMES,
         }
         self._journal = Journal(self._folder / JOURNAL, header)
+        self._episode_mark = self._journal.size
         self._shards = {
             c: ShardWriter(self._folder / "images" / c, layout.SHARD_FRAMES) for c in schema.embodiment.camera_names
         }
 
     def begin(self, episode: dict[str, Any]) -> None:
         """Note in the journal that an episode begins."""
+        self._episode_mark = self._journal.size
         self._journal.append(b"B", dump_json(episode))
 
     def append(self, images: Mapping[str, bytes], values: Mapping[str, np.ndarray]) -> None:
@@ -201,7 +217,7 @@ class StagingSegment:
         """Forget every step from `start` on."""
         self._truncate(start)
         self.frames = start
-        self._journal.append(b"D")
+        self._journal.truncate(self._episode_mark)
 
     def _truncate(self, frames: int) -> None:
         del self._rows[frames:]
