@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,40 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, THREADS)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads
+
+TENSOR = re.compile(r"\b(Float|Int|UInt8|Bool|Num|Shaped|Integer|Inexact|Key)\w*\[")
+
+
+def check_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the shapes and dtypes that a function's jaxtyping annotations state; other annotations are left alone.
+
+    Checking those too would reject what works, for example a list from YAML where the signature says tuple.
+    """
+    from beartype import beartype
+
+    notes = dict(getattr(function, "__annotations__", {}))
+    kept = {name: note for name, note in notes.items() if TENSOR.search(str(note))}
+    if not kept:
+        return function
+    function.__annotations__ = kept
+    try:
+        return beartype(function)
+    finally:
+        function.__annotations__ = notes
+
+
+def _check_tensors_of(package: str) -> None:
+    """Have jaxtyping check every tensor function of `package`; must come before the package is imported."""
+    from jaxtyping import install_import_hook
+
+    module = types.ModuleType("brachium_tensor_checks")  # conftest itself cannot be imported by name
+    vars(module)["check"] = check_tensors
+    sys.modules[module.__name__] = module
+    install_import_hook(package, f"{module.__name__}.check")
+
+
+if os.environ.get("BRACHIUM_CHECK_TENSORS", "1") == "1":
+    _check_tensors_of("brachium.vla")
 
 ROOT = Path(__file__).resolve().parent.parent
 
