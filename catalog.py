@@ -28,7 +28,7 @@ def show(*, what: str | None = None, outputs: str = "outputs", search_path: Sequ
     chosen = groups if what is None else match_groups(what, groups)
     for group in chosen:
         rows = [[option, describe(f"{group}/{option}", search_path)] for option in composer.options(group)]
-        table(f"{group}  (type {group}=NAME)", ["name", "what it is"], rows)
+        table(f"{group}  (type {composer.pick(group, 'NAME')})", ["name", "what it is"], rows)
         print()
     if what is None or what in RESULTS:
         found = results(Path(outputs))

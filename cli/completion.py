@@ -107,9 +107,9 @@ def _query(config_name: str, overrides: Sequence[str], word: str, *, multirun: b
         found = [str(item) for item in plugin._query(config_name, " ".join(words))]
     composer = Composer()
     key, equals, value = word.partition("=")
-    if equals and "," in value:  # model/head=flow,tok: complete the last of several
-        stem, _, last = value.rpartition(",")
-        found = [f"{key}={stem},{option}" for option in composer.options(key) if option.startswith(last)]
+    if equals and (options := composer.choices(key)):
+        stem, comma, last = value.rpartition(",")  # model/head=flow,tok: complete the last of several
+        found = [f"{key}={stem}{comma}{option}" for option in options if option.startswith(last)]
     elif not equals:  # a group that holds both options and groups is offered as both
         for group in [item for item in found if not item.endswith(("=", "/", "."))]:
             found.remove(group)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -88,6 +89,33 @@ class Composer:
             found += [*([path] if self.options(path) else []), *self.groups(path)]
         return found
 
+    @cached_property
+    def chosen_groups(self) -> frozenset[str]:
+        """Groups from which some verb picks an option; any other folder in such a group only sorts its options."""
+        found: set[str] = set()
+        for name in self.options(""):
+            try:
+                found |= {key.partition("@")[0] for key in self.compose(name).choices}
+            except ConfigError:  # some verbs cannot be composed before a choice is made
+                continue
+        return frozenset(found)
+
+    def choices(self, group: str) -> list[str]:
+        """Return all that can be typed behind ``group=``, such as ``reach`` or ``tabletop/reach``."""
+        found = self.options(group)
+        for folder in self.options(group, groups=True):
+            if f"{group}/{folder}" not in self.chosen_groups:
+                found += [f"{folder}/{option}" for option in self.choices(f"{group}/{folder}")]
+        return found
+
+    def pick(self, group: str, option: str) -> str:
+        """Return what to type for an option, for example ``env=tabletop/reach`` for group ``env/tabletop``."""
+        parts = group.split("/")
+        for length in range(len(parts), 0, -1):
+            if (owner := "/".join(parts[:length])) in self.chosen_groups:
+                return f"{owner}={'/'.join([*parts[length:], option])}"
+        return f"{group}={option}"
+
     # -- what went wrong ------------------------------------------------------------------------------------------
 
     def _explain(self, config_name: str, overrides: Sequence[str], error: Exception) -> ConfigError:
@@ -117,22 +145,32 @@ class Composer:
         if key in groups and isinstance(error, MissingConfigException) and not override.is_delete():
             value = str(override.get_value_element_as_str())
             return ConfigError(
-                f"{line}: {key} has no option {value!r}. {did_you_mean(value, self.options(key))}\n"
+                f"{line}: {key} has no option {value!r}. {did_you_mean(value, self.choices(key))}\n"
                 f"Type: brachium list what={key}"
             )
         if key in groups and not override.is_delete() and not isinstance(override.value(), str):
             remove = f"\nType: brachium {verb} '~{key}' to leave it out" if override.value() is None else ""
             return ConfigError(
                 f"{line}: expected {key}=OPTION, got {override.get_value_element_as_str() or 'nothing'}. "
-                f"Choices: {', '.join(self.options(key))}.{remove}"
+                f"Choices: {', '.join(self.choices(key))}.{remove}"
             )
+        value = str(override.get_value_element_as_str())
+        placed = [name for name in self._choices_so_far(verb, good) if name.partition("@")[0] == key]
+        if key in groups and placed and not (override.is_add() or override.is_delete()):
+            typed = " or ".join(f"{name}={value}" for name in placed)
+            return ConfigError(f"{line}: `{verb}` picks {key} in another place.\nType: brachium {verb} {typed}")
         known = self._known_keys(verb, good)
         if override.is_delete() or override.is_add() or key in known:
             return ConfigError(f"{line}: {_first_line(error)}")
         hint = closest_keys(key, [name for name, is_node in known.items() if not is_node], groups)
-        value = str(override.get_value_element_as_str())
         tail = "" if not hint else f" Did you mean {' or '.join(f'{name}={value}' for name in hint)}?"
         return ConfigError(f"{line}: `{verb}` has no option or group {key!r}.{tail}\nType: brachium {verb} --help")
+
+    def _choices_so_far(self, verb: str, overrides: list[str]) -> dict[str, str]:
+        try:
+            return self.compose(verb, overrides).choices
+        except ConfigError:
+            return {}
 
     def _known_keys(self, verb: str, overrides: list[str]) -> dict[str, bool]:
         """Return each dotted key, with True for those that hold further keys."""

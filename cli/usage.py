@@ -85,10 +85,11 @@ def description(composed: Composed, key: str) -> str:
 
 def _group_lines(composed: Composed, composer: Composer, groups: Sequence[str]) -> list[str]:
     lines = []
-    for group, choice in composed.choices.items():
+    for key, choice in composed.choices.items():
+        group = key.partition("@")[0]  # embodiment@env.embodiment: an option of `embodiment` put at env.embodiment
         if group in groups:
-            lines.append(f"  {group}={choice}")
-            text = "choices: " + ", ".join(composer.options(group))
+            lines.append(f"  {key}={choice}")
+            text = "choices: " + ", ".join(composer.choices(group))
             lines += textwrap.wrap(text, 112, initial_indent="      ", subsequent_indent="      ")
     return lines
 
@@ -98,10 +99,10 @@ def examples(verb: str, composed: Composed, composer: Composer) -> list[str]:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed.config))
     base = " ".join([f"brachium {verb}", *(f"{key}=VALUE" for key in missing)])
     variants = []
-    for group, choice in composed.choices.items():
-        others = [option for option in composer.options(group) if option != choice] if choice != "None" else []
-        if others:
-            variants.append(f"{base} {group}={others[0]}")
+    for key, choice in composed.choices.items():
+        others = [option for option in composer.choices(key.partition("@")[0]) if option != choice]
+        if others and choice != "None":
+            variants.append(f"{base} {key}={others[0]}")
             break
     scalars = [(k, v) for k, v in leaves(composed.config) if isinstance(v, (bool, int)) and "." not in k]
     for key, value in scalars:

@@ -40,7 +40,7 @@ class Model:
         self.width, self.head = width, head
 
 def train(*, store: str, model: Model, steps: int = 3, lr: float = 1e-3, tags: tuple[str, ...] = (),
-          fail: str | None = None) -> int | None:
+          schedule: dict[str, int], fail: str | None = None) -> int | None:
     """Train a small thing.
 
     Not shown.
@@ -62,7 +62,7 @@ def train(*, store: str, model: Model, steps: int = 3, lr: float = 1e-3, tags: t
 '''
 FILES = {
     "train.yaml": """
-        defaults: [{model: tiny}, {model/head: flow}, _self_]
+        defaults: [{model: tiny}, {model/head: flow}, {rate@schedule: fast}, _self_]
         _target_: fakeparts.train
         store: ???
         steps: 3
@@ -70,8 +70,11 @@ FILES = {
         tags: []
         fail: null
         """,
+    "rate/fast.yaml": "# Fast\n_target_: builtins.dict\nhz: 10",
+    "rate/slow.yaml": "# Slow\n_target_: builtins.dict\nhz: 1",
     "doctor.yaml": "_target_: brachium.doctor.check",
     "model/tiny.yaml": "# A tiny model\n_target_: fakeparts.Model\nwidth: 8",
+    "model/large/wide.yaml": "# A wide model\n_target_: fakeparts.Model\nwidth: 64",
     "model/head/flow.yaml": "# Flow\n_target_: fakeparts.Head\ndepth: 2\nkind: flow",
     "model/head/token.yaml": "# Tokens\n_target_: fakeparts.Head\ndepth: 4\nkind: token",
 }
@@ -112,6 +115,9 @@ def brachium(fake_conf: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         (["trian"], ["Did you mean 'train'?", "brachium --help"]),
         (["train"], ["store: Path of the episode store.", "Type: brachium train store=VALUE"]),
         (["train", "store=x", "model/head=flwo"], ["no option 'flwo'. Did you mean 'flow'?"]),
+        (["train", "store=x", "model=large/wiide"], ["Did you mean 'large/wide'?", "Choices: large/wide, tiny."]),
+        (["train", "store=x", "rate=slow"], ["picks rate in another place", "brachium train rate@schedule=slow"]),
+        (["train", "store=x", "rate@schedule=slw"], ["rate has no option 'slw'. Did you mean 'slow'?"]),
         (["train", "store=x", "model/hed=flow"], ["no option or group 'model/hed'", "model/head=flow"]),
         (["train", "store=x", "trian.steps=3"], ["no option or group 'trian.steps'", "Did you mean steps=3"]),
         (["train", "store=x", "stpes=3"], ["Did you mean steps=3"]),
@@ -199,6 +205,8 @@ def test_help_lists_options_groups_and_examples(brachium: Run) -> None:
         "model.head.depth=2",
         "Number of layers.",
         "choices: flow, token",
+        "choices: tiny, large/wide",
+        "rate@schedule=fast",
     ):
         assert text in out
     shown = [line.strip() for line in out.partition("examples\n")[2].splitlines() if line.strip()]
@@ -233,6 +241,19 @@ def test_third_parties_bring_parts(brachium: Run, tmp_path: Path) -> None:
         code, out, _ = brachium("train", "store=x", "model/head=mine", *place)
         assert code == 0
         assert "depth=77" in out
+
+
+def test_what_to_type_for_an_option(fake_conf: Path) -> None:
+    from brachium.cli.compose import Composer
+
+    composer = Composer()
+    assert composer.groups() == ["model", "model/head", "model/large", "rate"]
+    assert [composer.pick(group, "NAME") for group in composer.groups()] == [
+        "model=NAME",
+        "model/head=NAME",
+        "model=large/NAME",
+        "rate=NAME",
+    ]
 
 
 def test_list_shows_third_party_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +330,8 @@ def test_a_machine_without_a_display_renders_with_egl(monkeypatch: pytest.Monkey
     ("line", "expected"),
     [
         ("tr", {"train"}),
-        ("train model/", {"model/head="}),
+        ("train model=", {"model=tiny", "model=large/wide"}),
+        ("train model/h", {"model/head="}),
         ("train model/head=", {"model/head=flow", "model/head=token"}),
         ("train model/head=fl", {"model/head=flow"}),
         ("train -m model/head=flow,t", {"model/head=flow,token"}),
