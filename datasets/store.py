@@ -35,8 +35,8 @@ from .schema import StoreSchema
 from .split import split_episodes
 
 HOW_TO_MAKE = (
-    "Make one with `brachium collect out={path}` (scripted demonstrations), `brachium record out={path}` "
-    "(teleoperation) or `brachium convert source=FOLDER out={path} data=bridge`."
+    "Make one with `brachium record out={path}` (demonstrations) or "
+    "`brachium convert source=FOLDER out={path} data=bridge` (existing data)."
 )
 
 

@@ -98,7 +98,7 @@ class EpisodeWriter:
 
     def step(
         self,
-        images: Mapping[str, np.ndarray],
+        images: Mapping[str, np.ndarray | bytes],
         state: Any,
         action: Any,
         timestamp: float | None = None,
@@ -107,7 +107,7 @@ class EpisodeWriter:
         """Record one step.
 
         Args:
-            images: Camera name -> uint8 (H, W, 3), for every camera of the embodiment.
+            images: Camera name -> uint8 (H, W, 3), or a JPEG stream to store byte for byte, for every camera.
             state: (s,), in the units of the embodiment.
             action: (a,), in the units of the embodiment.
             timestamp: Time since the episode began [s]; by default the step number over `control_hz`.
@@ -119,14 +119,15 @@ class EpisodeWriter:
             DiskSpaceError: No space. The open episode is discarded; finished ones are kept.
         """
         self._check_names("camera", images, self._schema.embodiment.camera_names)
-        for camera in self._schema.embodiment.cameras:
-            image = np.asarray(images[camera.name])
-            if image.shape != camera.shape or image.dtype != np.uint8:
-                raise SpecMismatchError(
-                    f"camera {camera.name!r}: expected shape {camera.shape} uint8, got {image.shape} {image.dtype}"
-                )
+        encoded = {camera.name: self._encode(camera, images[camera.name]) for camera in self._schema.embodiment.cameras}
         values = self._values(state, action, timestamp, extras)
-        self._append({c: self._profile.encode(np.asarray(images[c])) for c in images}, values)
+        segment, _ = self._open_episode()
+        try:
+            with disk_errors(self._root):
+                segment.append(encoded, values)
+        except DiskSpaceError:
+            self.discard()
+            raise
 
     def step_jpeg(
         self,
@@ -136,13 +137,8 @@ class EpisodeWriter:
         timestamp: float | None = None,
         extras: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record one step whose images are JPEG streams, which are stored byte for byte; otherwise like `step`."""
-        if not self._profile.is_jpeg:
-            raise StoreError(f"JPEG streams need a JPEG profile, and this writer has {self._profile.name!r}")
-        self._check_names("camera", images, self._schema.embodiment.camera_names)
-        for camera in self._schema.embodiment.cameras:
-            check_jpeg(images[camera.name], camera.shape, f"camera {camera.name!r}")
-        self._append({c: bytes(images[c]) for c in images}, self._values(state, action, timestamp, extras))
+        """Record one step whose images are all JPEG streams; the same as `step`."""
+        self.step(images, state, action, timestamp, extras)
 
     def end(self, success: bool | None) -> str:
         """Finish the episode, and commit when `episodes_per_segment` are finished; return the episode's id.
@@ -240,14 +236,18 @@ class EpisodeWriter:
             raise StoreError("no episode is open: call begin() first")
         return self._segment, self._episode
 
-    def _append(self, images: Mapping[str, bytes], values: Mapping[str, np.ndarray]) -> None:
-        segment, _ = self._open_episode()
-        try:
-            with disk_errors(self._root):
-                segment.append(images, values)
-        except DiskSpaceError:
-            self.discard()
-            raise
+    def _encode(self, camera: FeatureSpec, image: np.ndarray | bytes) -> bytes:
+        """Check one image against its camera and encode it."""
+        where = f"camera {camera.name!r}"
+        if isinstance(image, bytes | bytearray | memoryview):
+            if not self._profile.is_jpeg:
+                raise StoreError(f"JPEG streams need a JPEG profile, and this writer has {self._profile.name!r}")
+            check_jpeg(bytes(image), camera.shape, where)
+            return bytes(image)
+        array = np.asarray(image)
+        if array.shape != camera.shape or array.dtype != np.uint8:
+            raise SpecMismatchError(f"{where}: expected shape {camera.shape} uint8, got {array.shape} {array.dtype}")
+        return self._profile.encode(array)
 
     def _values(
         self, state: Any, action: Any, timestamp: float | None, extras: Mapping[str, Any] | None

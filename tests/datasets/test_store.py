@@ -109,7 +109,7 @@ def test_read_images_in_any_order_into_a_buffer(filled, threads):
 
 
 def test_more_shards_than_open_files(filled):
-    store, given = filled
+    store, _ = filled
     store._files._limit = 1
     for frame in (0, 10, 1, 9):
         store.read_images("front", [frame])
@@ -280,7 +280,7 @@ def test_a_missing_or_short_file_is_found(filled, glob, how):
         path.unlink()
     else:
         os.truncate(path, 0 if how == "empty" else path.stat().st_size // 2)
-    with pytest.raises(StoreError, match="damaged store|has no camera"):
+    with pytest.raises(StoreError, match=r"damaged store|has no camera"):
         _read_all(EpisodeStore.open(store.path))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from brachium.datasets import recovery, staging
+from brachium.datasets.image import image_profile
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import DiskSpaceError, SpecMismatchError, StoreError
@@ -63,8 +64,8 @@ def test_a_step_that_does_not_fit(store, step, change, words):
 
 def test_jpeg_streams_that_do_not_fit(store, step):
     rest = {"state": step["state"], "action": step["action"]}
-    good = bytes(staging_profile().encode(step["images"]["front"]))
-    wrong_size = bytes(staging_profile().encode(np.zeros((8, 8, 3), np.uint8)))
+    good = image_profile("jpeg").encode(step["images"]["front"])
+    wrong_size = image_profile("jpeg").encode(np.zeros((8, 8, 3), np.uint8))
     with EpisodeWriter(store, fsync=False) as writer:
         writer.begin("x")
         for bad in (b"", b"no jpeg at all", good[:40], wrong_size):
@@ -76,12 +77,6 @@ def test_jpeg_streams_that_do_not_fit(store, step):
         with pytest.raises(StoreError, match="need a JPEG profile"):
             writer.step_jpeg(images={"front": good, "wrist": good}, **rest)
         writer.discard()
-
-
-def staging_profile():
-    from brachium.datasets.image import image_profile
-
-    return image_profile("jpeg")
 
 
 def test_calls_in_the_wrong_order(store, step):
@@ -298,9 +293,10 @@ def test_a_finished_segment_of_a_dead_writer_is_adopted(store, step, monkeypatch
         raise ZeroDivisionError
 
     writer = EpisodeWriter(store, fsync=False)
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr("brachium.datasets.commitlog.commit", die)
-        record(writer, step, tags=("kept",), meta={"seed": 7})
+        with pytest.raises(ZeroDivisionError):
+            record(writer, step, tags=("kept",), meta={"seed": 7})
     for segment in writer._pending:
         segment.release()  # as the kernel does for a dead process
     assert store.refresh().num_episodes == 0

@@ -1,0 +1,73 @@
+"""What an importer of a foreign format yields; `brachium.datasets.convert` writes it into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...spec import EmbodimentSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedStep:
+    """One step of a foreign episode.
+
+    Attributes:
+        images: Camera name -> JPEG stream, which is stored byte for byte, or uint8 (H, W, 3), which is encoded.
+        state: float32 (s,), in the units of the embodiment.
+        action: float32 (a,), in the units of the embodiment.
+        timestamp: Time since the episode began [s]; None for the step number over `control_hz`.
+    """
+
+    images: Mapping[str, bytes | np.ndarray]
+    state: np.ndarray
+    action: np.ndarray
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedEpisode:
+    """One foreign episode.
+
+    Attributes:
+        instruction: What was to be done.
+        steps: Its steps.
+        success: Whether it was done; None when the data does not say.
+        tags: Labels to select by.
+        meta: Anything else worth keeping that JSON can hold.
+    """
+
+    instruction: str
+    steps: Sequence[ImportedStep]
+    success: bool | None = None
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EpisodeImporter(Protocol):
+    """Reads one foreign format. One file here and one YAML in ``conf/data/`` make a new one."""
+
+    @property
+    def embodiment(self) -> EmbodimentSpec:
+        """The robot whose episodes these are."""
+
+    def count(self, source: Path) -> int | None:
+        """Return the number of episodes in `source` if that is cheap to know.
+
+        Raises:
+            NotFoundError: Nothing there.
+            StoreError: Something else is there.
+        """
+
+    def read(self, source: Path) -> Iterator[ImportedEpisode]:
+        """Yield the episodes of `source`.
+
+        Raises:
+            NotFoundError: Nothing there.
+            StoreError: Damaged data.
+            SpecMismatchError: Data that does not fit `embodiment`.
+        """
