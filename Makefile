@@ -1,6 +1,7 @@
 # Every target that needs packages makes .venv first (scripts/setup; it does nothing when nothing changed).
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-fast lint bench-demo clean
 
@@ -19,10 +20,10 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## lint, then the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: setup ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 bench-demo: setup ## measure the demo against its controls
 	$(BIN)/python benchmarks/demo_controls.py $(ARGS)

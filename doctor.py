@@ -213,7 +213,8 @@ def check_rendering(outputs: str = "") -> Iterator[Check]:
     for backend, (passed, found, advice) in tried.items():
         needed = backend == used
         if needed and not passed and working:
-            advice = f"export MUJOCO_GL={working[0]}   ({working[0]} works here). Or: {advice}"
+            switch = f"export MUJOCO_GL={working[0]}   ({working[0]} works here)"
+            advice = switch if advice.startswith("export") else f"{switch}. Or: {advice}"
         yield Check(
             area="rendering",
             name=f"MuJoCo {backend or 'default'}" + (" (in use)" if needed else ""),
