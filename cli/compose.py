@@ -68,7 +68,8 @@ class Composer:
                 config = compose(config_name, overrides=self._with_path(overrides), return_hydra_config=True)
         except COMPOSE_ERRORS as error:
             raise self._explain(config_name, overrides, error) from error
-        choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        picked = {str(k): v for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        choices = {key: "null" if option is None else str(option) for key, option in picked.items()}
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         return Composed(config=config, choices=choices)

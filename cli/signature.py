@@ -66,25 +66,30 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def check_tree(node: Any, verb: str, key: str = "") -> None:
+def check_tree(node: Any, verb: str, key: str = "", *, completed_later: bool = False) -> None:
     """Raise ConfigError unless every `_target_` in the resolved tree `node` accepts its keywords and values.
+
+    Below a node with ``_recursive_: false`` nothing is instantiated here: whoever gets that plain data adds arguments,
+    so missing ones are no error there.
 
     Args:
         node: Plain lists, dictionaries and scalars.
         verb: For messages.
         key: Dotted key of `node`; empty at the top.
+        completed_later: Whether the arguments of `node` may be incomplete.
     """
     if isinstance(node, list):
         for index, item in enumerate(node):
-            check_tree(item, verb, f"{key}.{index}" if key else str(index))
+            check_tree(item, verb, f"{key}.{index}" if key else str(index), completed_later=completed_later)
     elif isinstance(node, dict):
         if "_target_" in node:
-            _check_call(node, verb, key)
+            _check_call(node, verb, key, completed_later)
+        below = completed_later or node.get("_recursive_") is False
         for name, item in node.items():
-            check_tree(item, verb, f"{key}.{name}" if key else str(name))
+            check_tree(item, verb, f"{key}.{name}" if key else str(name), completed_later=below)
 
 
-def _check_call(node: dict[str, Any], verb: str, key: str) -> None:
+def _check_call(node: dict[str, Any], verb: str, key: str, completed_later: bool) -> None:
     target = locate(str(node["_target_"]), key or verb)
     parameters = parameters_of(target)
     if parameters is None:
@@ -107,7 +112,7 @@ def _check_call(node: dict[str, Any], verb: str, key: str) -> None:
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     missing = [name for name in required if name not in given]
-    if missing and not node.get("_partial_"):
+    if missing and not node.get("_partial_") and not completed_later:
         typed = " ".join(f"+{prefix}{name}=VALUE" for name in missing)
         raise ConfigError(
             f"{key or verb}: {node['_target_']} needs {', '.join(missing)}, which the config does not give.\n"

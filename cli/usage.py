@@ -101,7 +101,7 @@ def examples(verb: str, composed: Composed, composer: Composer) -> list[str]:
     variants = []
     for key, choice in composed.choices.items():
         others = [option for option in composer.choices(key.partition("@")[0]) if option != choice]
-        if others and choice != "None":
+        if others and choice != "null":
             variants.append(f"{base} {key}={others[0]}")
             break
     scalars = [(k, v) for k, v in leaves(composed.config) if isinstance(v, (bool, int)) and "." not in k]
