@@ -163,7 +163,7 @@ def compute_statistics(
         raise StoreError(f"store {store.path} has no episodes to take statistics of")
     found = {}
     for field in fields:
-        everything = store.lowdim(field).reshape(store.total_frames, -1)
+        everything = store.lowdim(field).reshape(-1, store.schema.columns(field))
         parts = []
         for index in chosen:
             part = everything[store.offsets[index] : store.offsets[index + 1]]

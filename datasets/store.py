@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ulid import ULID
@@ -144,8 +145,10 @@ class EpisodeStore:
     def episodes(self) -> tuple[EpisodeInfo, ...]:
         """All episodes, in commit order."""
         infos = []
+        noted: dict[str, dict[str, Any]] = {}
+        for segment in dict.fromkeys(record["segment"] for record in self._records):
+            noted.update({e["id"]: e for e in self._segment(segment).attributes.get("episodes", ())})
         for index, record in enumerate(self._records):
-            noted = {e["id"]: e for e in self._segment(record["segment"]).attributes.get("episodes", ())}
             meta = dict(noted.get(record["id"], {}).get("meta") or {})
             fields = {**record, "tags": tuple(record["tags"]), "index": index, "meta": meta}
             infos.append(EpisodeInfo(**fields))

@@ -47,6 +47,7 @@ def test_lowdim_and_episode_of_some(filled):
     assert list(episode.images) == ["front", "wrist"]
 
 
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized as a component of a Zarr hierarchy")
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 @pytest.mark.parametrize("shard", [1024, 3])
 def test_zarr_python_reads_the_same_bits(tmp_path, monkeypatch, profile, shard):
