@@ -90,7 +90,7 @@ def check_jpeg(data: bytes, shape: tuple[int, ...], where: str) -> None:
         raise SpecMismatchError(f"{where}: expected a colour JPEG of shape {shape}, got {height}x{width} {colour}")
 
 
-def decode_into(data: np.ndarray, out: np.ndarray, *, jpeg: bool, where: str) -> None:
+def decode_into(data: np.ndarray, out: np.ndarray, *, jpeg: bool) -> None:
     """Decode one encoded frame, uint8 (n,), into `out` (H, W, 3) uint8; simplejpeg releases the GIL meanwhile.
 
     Raises:
@@ -98,15 +98,15 @@ def decode_into(data: np.ndarray, out: np.ndarray, *, jpeg: bool, where: str) ->
     """
     if not jpeg:
         if data.nbytes != out.nbytes:
-            raise StoreError(f"damaged store: {where}: expected {out.nbytes} bytes, got {data.nbytes}")
+            raise StoreError(f"expected {out.nbytes} bytes, got {data.nbytes}")
         out.reshape(-1)[:] = data
         return
     try:
         decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
     except ValueError as error:
-        raise StoreError(f"damaged store: {where}: {error}") from error
+        raise StoreError(f"no decodable JPEG: {error}") from error
     if decoded.shape != out.shape:
-        raise StoreError(f"damaged store: {where}: expected shape {out.shape}, got {decoded.shape}")
+        raise StoreError(f"expected shape {out.shape}, got {decoded.shape}")
 
 
 def encode_index(offsets: np.ndarray, lengths: np.ndarray, shard: int) -> bytes:

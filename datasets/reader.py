@@ -29,10 +29,10 @@ class MappedFiles:
 
     def __init__(self, *, limit: int | None = None) -> None:
         self._limit = limit or _default_open_files()
-        self._files: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._files: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> np.ndarray:
+    def get(self, path: str) -> np.ndarray:
         """Return the bytes of `path` as a read-only uint8 array; whoever holds it keeps the mapping alive.
 
         Raises:
@@ -83,6 +83,8 @@ class ImageArray:
                 "does not know; zarr.open reads it"
             )
         self.jpeg = codecs[0] == "imagecodecs_jpeg"
+        shards = range(-(-self.frames // self._shard))
+        self._paths = [str(folder / "c" / str(k) / "0" / "0" / "0") for k in shards]
         self._index: np.ndarray | None = None
         self._lock = threading.Lock()
 
@@ -91,16 +93,13 @@ class ImageArray:
         with self._lock:
             if self._index is None:
                 parts = []
-                for k in range(-(-self.frames // self._shard)):
-                    mapped = self._files.get(self._path(k))
+                for path in self._paths:
+                    mapped = self._files.get(path)
                     tail = mapped[max(0, len(mapped) - 16 * self._shard - 4) :].tobytes()
-                    parts.append(image.decode_index(tail, self._shard, str(self._path(k))))
+                    parts.append(image.decode_index(tail, self._shard, path))
                 joined = np.concatenate(parts) if parts else np.zeros((0, 2), np.uint64)
                 self._index = joined[: self.frames]
             return self._index
-
-    def _path(self, shard: int) -> Path:
-        return self._folder / "c" / str(shard) / "0" / "0" / "0"
 
     def encoded(self, frame: int) -> np.ndarray | None:
         """Return the stored bytes of `frame`, uint8 (n,), after checking their crc; None if absent (all zeros)."""
@@ -108,7 +107,7 @@ class ImageArray:
         offset, length = index[frame].tolist()
         if offset == image.MISSING:
             return None
-        path = self._path(frame // self._shard)
+        path = self._paths[frame // self._shard]
         mapped = self._files.get(path)
         data = mapped[offset : offset + length]
         if len(data) != length or length < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:].tobytes(), "little"):
@@ -121,7 +120,10 @@ class ImageArray:
         if data is None:
             out[...] = 0
         else:
-            image.decode_into(data, out, jpeg=self.jpeg, where=f"frame {frame} in {self._folder}")
+            try:
+                image.decode_into(data, out, jpeg=self.jpeg)
+            except StoreError as error:
+                raise StoreError(f"damaged store: frame {frame} in {self._folder}: {error}") from error
 
 
 class SegmentReader:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import StoreError
 from . import commitlog
-from .layout import JOURNAL, KEY, SEGMENTS, STAGING, crc32c, read_json
+from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, crc32c, read_json
 from .staging import MAGIC
 
 GRACE_S = 60.0
@@ -70,6 +70,9 @@ def recover(root: Path) -> int:
             os.close(fd)
         elif _header(folder / JOURNAL) is None and _age(folder) > GRACE_S:
             shutil.rmtree(folder, ignore_errors=True)
+    for temporary in (root / LOG).glob(".tmp-*"):
+        if _age(temporary) > GRACE_S:
+            temporary.unlink(missing_ok=True)
     adopted = 0
     for journal in sorted((root / SEGMENTS).glob(f"*/{JOURNAL}")):
         fd = _lock_of_dead_writer(journal)

@@ -324,3 +324,14 @@ def test_image_profiles():
         image_profile("raw", 90)
     step = random_step(make_schema(), np.random.default_rng(0))["images"]["front"]
     assert len(image_profile("jpeg", 10).encode(step)) < len(image_profile("jpeg").encode(step))
+
+
+def test_a_torn_jpeg_is_named_when_read(tmp_path):
+    store = EpisodeStore.create(tmp_path / "s", make_schema(cameras=("front",)))
+    whole = image_profile("jpeg").encode(random_step(store.schema, np.random.default_rng(0))["images"]["front"])
+    with EpisodeWriter(store, fsync=False) as writer:
+        writer.begin("x")
+        writer.step(images={"front": whole[: len(whole) // 2]}, state=np.zeros(3), action=np.zeros(2))
+        writer.end(True)
+    with pytest.raises(StoreError, match=r"frame 0 in .*front: no decodable JPEG"):
+        store.refresh().read_images("front", [0])

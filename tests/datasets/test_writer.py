@@ -252,6 +252,7 @@ def test_kill_9_loses_nothing_committed(store, step, delay, monkeypatch):
     on_disk = {p.name for p in (store.path / "segments").iterdir() if p.is_dir()}
     assert on_disk == {e.segment for e in after.episodes}
     assert not list((store.path / "segments").glob("*/journal.bin"))
+    assert not list((store.path / "_log").glob(".tmp-*"))
 
 
 def test_two_writers_and_a_reader(store):
