@@ -1,0 +1,208 @@
+"""Checkpoints that prove themselves: weights, recipe, specs, statistics, tokenizer, and a golden batch.
+
+A golden batch is a fixed input with the output the model gave when it was saved. Loading is strict, and recomputes it:
+a model that loads but would act differently (another library version, a wrong normalisation, a swapped camera) is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..errors import CheckpointError, NotFoundError
+from ..spec import EmbodimentSpec, Observation
+from .model import VLAModel, stack_images
+from .recipe import Recipe
+
+FORMAT = 1
+TOLERANCE = 1e-3
+"""Largest difference of a golden action, as a share of the action's range in the data."""
+FILES = ("meta.json", "recipe.json", "embodiments.json", "model.safetensors", "golden.safetensors", "tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A fixed input for one embodiment and what the model answered.
+
+    Attributes:
+        embodiment: Name.
+        observation: A batch of b observations.
+        noise: float32 (b, h, a).
+        actions: float32 (b, h, a), in the embodiment's units.
+    """
+
+    embodiment: str
+    observation: Observation
+    noise: np.ndarray
+    actions: np.ndarray
+
+
+@torch.no_grad()
+def predict(model: VLAModel, embodiment: str, observation: Observation, noise: np.ndarray) -> np.ndarray:
+    """Chunks float32 (b, h, a) for a batch of observations, in the embodiment's units."""
+    spec = model.embodiments[embodiment]
+    device = model.device
+    images = stack_images(observation.images, spec, device)
+    tokens = torch.from_numpy(model.instructions(observation.instruction)).to(device)
+    state = torch.from_numpy(np.asarray(observation.state, np.float32)).to(device)
+    encoding = model.encode(images, tokens, state)
+    chunk = model.sample(encoding, state, torch.from_numpy(noise).to(device), embodiment)
+    return np.asarray(chunk.float().cpu().numpy())
+
+
+def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed: int = 0) -> Golden:
+    """Compute the golden batch of a trained model."""
+    spec = model.embodiments[embodiment]
+    rng = np.random.default_rng(seed)
+    shape = (len(observation.state), model.recipe.action_horizon, spec.action.dim)
+    noise = rng.standard_normal(shape).astype(np.float32)
+    model.eval()
+    return Golden(
+        embodiment=embodiment,
+        observation=observation,
+        noise=noise,
+        actions=predict(model, embodiment, observation, noise),
+    )
+
+
+def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[str, Any]) -> Path:
+    """Write a checkpoint folder; it appears whole or not at all, and replaces an older one of the same name."""
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    recipe = model.recipe.to_dict()
+    backbone = model.encoder.backbone
+    if hasattr(backbone, "resolved_config"):  # weights are here: loading must not go back to the source
+        config = {**backbone.resolved_config(), "_resolved": True}
+        recipe["backbone"] = {**recipe["backbone"], "source": None, "config": config}
+    _dump(temporary / "recipe.json", recipe)
+    _dump(temporary / "embodiments.json", {k: v.to_dict() for k, v in model.embodiments.items()})
+    _dump(temporary / "meta.json", {"format": FORMAT, **versions(), **meta})
+    model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
+    arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
+    arrays |= {"state": golden.observation.state, "noise": golden.noise, "actions": golden.actions}
+    save_file(
+        {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
+        temporary / "golden.safetensors",
+        {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
+    )
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = True) -> VLAModel:
+    """Load a checkpoint, strictly, and check that it reproduces its golden batch.
+
+    Raises:
+        NotFoundError: No checkpoint there.
+        CheckpointError: Incomplete, damaged, of another format, or the golden batch comes out differently.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    if not path.is_dir():
+        raise NotFoundError(
+            f"no checkpoint at {path}. Type: brachium list checkpoints   (or train one: brachium train store=STORE)"
+        )
+    missing = [name for name in FILES if not (path / name).exists()]
+    if missing:
+        raise CheckpointError(f"{path} is no whole checkpoint: expected {list(FILES)}, missing {missing}")
+    meta = read_meta(path)
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {meta.get('format')}")
+    recipe = Recipe.from_dict(_load(path / "recipe.json"))
+    embodiments = {k: EmbodimentSpec.from_dict(v) for k, v in _load(path / "embodiments.json").items()}
+    tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"))
+    model = recipe.build(embodiments, tokenizer)
+    try:
+        weights = load_file(path / "model.safetensors")
+    except Exception as error:  # safetensors raises its own class for a damaged file
+        raise CheckpointError(f"{path / 'model.safetensors'} is damaged: {error}") from error
+    for name, value in weights.items():  # buffers that depend on the data have their size only now
+        if name.endswith("pixel_mean"):
+            model.encoder.backbone.pixel_mean = value.clone()
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights do not fit the recipe: {error}") from error
+    model.eval()
+    if verify:
+        verify_golden(model, path)
+    return model.to(device)
+
+
+def verify_golden(model: VLAModel, path: Path) -> float:
+    """Recompute the golden batch on the CPU in float32; returns the largest difference as a share of the range."""
+    golden = read_golden(path)
+    got = predict(model, golden.embodiment, golden.observation, golden.noise)
+    scale = model.get_buffer(f"action_scale_{golden.embodiment}").cpu().numpy()
+    worst = float((np.abs(got - golden.actions) / scale).max())
+    if not worst <= TOLERANCE:
+        raise CheckpointError(
+            f"{path}: the golden batch comes out differently: expected the saved actions within {TOLERANCE} of their "
+            f"range, got a difference of {worst:.3g}. The weights are not the ones saved, or a library computes "
+            f"otherwise: saved with {read_meta(path).get('versions')}, running {versions()['versions']}."
+        )
+    return worst
+
+
+def read_golden(path: Path) -> Golden:
+    """Read the golden batch of a checkpoint."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path / "golden.safetensors", "np") as file:
+            metadata = file.metadata()
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        observation = Observation(
+            images={k.removeprefix("image/"): v for k, v in arrays.items() if k.startswith("image/")},
+            state=arrays["state"],
+            instruction=tuple(json.loads(metadata["instructions"])),
+        )
+        return Golden(
+            embodiment=metadata["embodiment"],
+            observation=observation,
+            noise=arrays["noise"],
+            actions=arrays["actions"],
+        )
+    except Exception as error:
+        raise CheckpointError(f"{path / 'golden.safetensors'} is damaged: {error}") from error
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read what was noted about a checkpoint: versions, data, metrics."""
+    return _load(path / "meta.json")
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("brachium", "torch", "transformers", "numpy")
+    return {"versions": {name: version(name) for name in names}}
+
+
+def _dump(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, default=str) + "\n")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,146 @@
+"""Pointing: readout tokens of a backbone look up, in every camera, the thing that the words name.
+
+A query made from a readout token is compared with every patch of the vision map (as in CLIP-style open-vocabulary
+detection, Minderer et al. 2022); the expected coordinate of the softmax (spatial softmax, Levine et al. 2016) is the
+point. From the points, the visibilities and proprioception a small network computes the position in the base frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbones.base import BackboneFeatures
+
+ROLES = ("object", "goal")
+"""What is pointed at: the thing to act on, and where to (the same thing where a task has no goal)."""
+METRES = 0.1
+"""Unit in which positions are predicted [m]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Where the things named by b x k texts are.
+
+    Attributes:
+        logits: Score of every patch, (b, k, r, n, p).
+        uv: Expected image coordinates, 0..1 from the left and top edges, (b, k, r, n, 2).
+        visible: Logit that the thing is inside the image, (b, k, r, n).
+        position: Position in the base frame [m], (b, k, r, 3).
+    """
+
+    logits: Float[Tensor, "b k r n p"]
+    uv: Float[Tensor, "b k r n 2"]
+    visible: Float[Tensor, "b k r n"]
+    position: Float[Tensor, "b k r 3"]
+
+
+class PointReadout(nn.Module):
+    """Points from backbone features.
+
+    Args:
+        width: Width of the readout states.
+        vision_width: Width of the vision map.
+        cameras: Number of cameras n.
+        state_dim: Proprioception dimension s.
+        hidden: Width of the position network.
+    """
+
+    def __init__(self, *, width: int, vision_width: int, cameras: int, state_dim: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.cameras = cameras
+        self.query = nn.Sequential(
+            nn.Linear(width, 2 * vision_width), nn.GELU(), nn.Linear(2 * vision_width, cameras * vision_width)
+        )
+        self.key = nn.Linear(vision_width, vision_width)
+        self.visible = nn.Linear(2 * vision_width, 1)
+        self.position = nn.Sequential(
+            nn.Linear(3 * cameras + state_dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, 3),
+        )
+        self.register_buffer("state_mean", torch.zeros(state_dim))
+        self.register_buffer("state_std", torch.ones(state_dim))
+        self.register_buffer("centre", torch.zeros(3))
+
+    @torch.no_grad()
+    def fit(self, state: Float[Tensor, "b s"], centre: Float[Tensor, " 3"]) -> None:
+        """Set the scaling of proprioception and the middle of the work space [m]."""
+        self.state_mean, self.state_std = state.mean(0), state.std(0).clamp(min=1e-3)
+        self.centre = centre.to(self.centre)
+
+    def forward(self, features: BackboneFeatures, state: Float[Tensor, "b s"]) -> Points:
+        """Point at what each readout after the first stands for; `state` is in the embodiment's units."""
+        b, k = features.readout.shape[:2]
+        vision = features.vision
+        v = vision.shape[-1]
+        roles = features.readout[:, :, 1:]
+        query = self.query(roles).reshape(b, k, -1, self.cameras, v)
+        logits = torch.einsum("bkrnv,bnpv->bkrnp", query, self.key(vision)) * v**-0.5
+        weights = logits.float().softmax(-1)
+        uv = weights @ patch_centres(features.grid, weights)
+        seen = torch.einsum("bkrnp,bnpv->bkrnv", weights.to(vision.dtype), vision)
+        visible = self.visible(torch.cat([seen, query], dim=-1)).squeeze(-1).float()
+        body = ((state - self.state_mean) / self.state_std)[:, None, None].expand(b, k, roles.shape[2], -1)
+        inputs = torch.cat([uv.flatten(-2), visible.sigmoid(), body], dim=-1)
+        position = self.position(inputs).float() * METRES + self.centre
+        return Points(logits=logits.float(), uv=uv, visible=visible, position=position)
+
+
+def patch_centres(grid: tuple[int, int], like: Tensor) -> Float[Tensor, "p 2"]:
+    """Image coordinates (u, v) of the patch centres, row by row."""
+    rows, columns = grid
+    v = (torch.arange(rows, device=like.device, dtype=torch.float32) + 0.5) / rows
+    u = (torch.arange(columns, device=like.device, dtype=torch.float32) + 0.5) / columns
+    return torch.stack([u.repeat(rows), v.repeat_interleave(columns)], dim=1)
+
+
+def bilinear_target(uv: Float[Tensor, "*rest 2"], grid: tuple[int, int]) -> Float[Tensor, "*rest p"]:
+    """Weights on the four patches around a point whose expected coordinate is the point (clamped to centres)."""
+    rows, columns = grid
+    size = torch.tensor([columns, rows], device=uv.device, dtype=uv.dtype)
+    place = (uv * size - 0.5).clamp(min=0.0)
+    place = torch.minimum(place, size - 1.0)
+    corner = torch.minimum(place.floor(), size - 2.0)
+    part = place - corner
+    column, row = corner.long().unbind(-1)
+    target = torch.zeros(*uv.shape[:-1], rows * columns, device=uv.device, dtype=uv.dtype)
+    for right in (0, 1):
+        for down in (0, 1):
+            weight = (part[..., 0] if right else 1 - part[..., 0]) * (part[..., 1] if down else 1 - part[..., 1])
+            target.scatter_add_(-1, ((row + down) * columns + column + right)[..., None], weight[..., None])
+    return target
+
+
+def inside(label: Float[Tensor, "*rest 3"]) -> Bool[Tensor, "*rest"]:
+    """Whether (u, v, depth) lies in the image and before the camera."""
+    return (label[..., :2] > 0).all(-1) & (label[..., :2] < 1).all(-1) & (label[..., 2] > 0)
+
+
+def grounding_loss(
+    points: Points, objects: Float[Tensor, "b k r f"], grid: tuple[int, int]
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Cross-entropy on the patches, L1 on the expected point, visibility, and L1 on the position.
+
+    Args:
+        points: Predictions.
+        objects: Labels: x, y, z [m], then u, v, depth for each of the n cameras; f = 3 + 3 n.
+        grid: Rows and columns of patches.
+    """
+    label = objects[..., 3:].unflatten(-1, (-1, 3))
+    seen = inside(label).float()
+    uv = label[..., :2].clamp(0.0, 1.0)
+    total = seen.sum().clamp(min=1.0)
+    entropy = -(bilinear_target(uv, grid) * points.logits.log_softmax(-1)).sum(-1)
+    cells = (entropy * seen).sum() / total
+    shift = ((points.uv - uv).abs().sum(-1) * seen).sum() / total
+    visible = F.binary_cross_entropy_with_logits(points.visible, seen)
+    position = (points.position - objects[..., :3]).abs().mean() / METRES
+    parts = {"cells": cells, "shift": shift, "visible": visible, "position": position}
+    return cells + 5.0 * shift + visible + 2.0 * position, parts

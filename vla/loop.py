@@ -1,0 +1,226 @@
+"""The training loop: one optimiser, one schedule, averaged weights, log lines, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..console import human_time, log
+from ..datasets.loader import BatchLoader
+from ..errors import BrachiumError, CheckpointError
+from .log import TrainLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How a stage is optimised.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Windows (or scenes) a step.
+        lr: Peak learning rate.
+        warmup: Steps of linear warm-up.
+        final_lr: Share of `lr` at the end of the cosine.
+        weight_decay: Decoupled weight decay on matrices.
+        grad_clip: Largest norm of the gradient.
+        ema: Decay of the averaged weights that are saved and used; ramps up as (1 + step) / (10 + step).
+        precision: ``bf16`` or ``float32`` compute; weights are float32 in both.
+        log_every: Steps between log lines.
+        save_every: Steps between resumable saves.
+        seed: Of sampling, noise and initial weights.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup: int = 50
+    final_lr: float = 0.02
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    ema: float = 0.99
+    precision: str = "bf16"
+    log_every: int = 50
+    save_every: int = 200
+    seed: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to `final_lr`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class TrainLoop:
+    """Trains the parameters of `module` that require gradients.
+
+    Every random draw of step i comes from a generator seeded with (seed, i) and every batch from a stateless sampler,
+    so that a resumed run computes the very numbers the uninterrupted one would have.
+
+    Args:
+        name: Of the stage, for log lines.
+        module: What is trained; averaged weights are kept for all its trained parameters.
+        make_batch: Step -> batch, called ahead in threads.
+        loss: (batch, generator) -> loss and metrics to log.
+        options: Optimisation.
+        folder: For logs and resumable saves.
+        resume: Go on from the save in `folder` if there is one.
+        evaluate: Called with the averaged weights in place after the last step and every `evaluate_every` steps;
+            returns metrics to log.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        module: nn.Module,
+        make_batch: Callable[[int], Any],
+        loss: Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
+        options: Optimization,
+        folder: Path,
+        resume: bool,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate_every: int = 0,
+    ) -> None:
+        self.name, self.module, self.make_batch, self.loss = name, module, make_batch, loss
+        self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
+        self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in self.parameters.values() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.spent = 0.0
+        self.wait_share = 0.0
+        if resume:
+            self._resume()
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step; returns the last metrics. Ctrl-C saves before it is raised."""
+        options, device = self.options, next(iter(self.parameters.values())).device
+        bf16 = options.precision == "bf16"
+        metrics: dict[str, float] = {}
+        begin, first = time.monotonic(), self.step
+        self.module.train()
+        loader = BatchLoader(self.make_batch, self.step, options.steps - self.step, threads=1, prefetch=3)
+        try:
+            with TrainLog(self.folder, self.name, options.steps, self.step) as logger:
+                for batch in loader:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = options.learning_rate(self.step)
+                    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                        loss, parts = self.loss(batch, generator)
+                    if not torch.isfinite(loss):
+                        raise BrachiumError(f"{self.name}: the loss of step {self.step} is {loss.item()}; stopped")
+                    self.optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)
+                    self.optimizer.step()
+                    self.step += 1
+                    self._update_average()
+                    self.spent = time.monotonic() - begin
+                    self.wait_share = loader.wait_s / max(self.spent, 1e-9)
+                    if self.step % options.log_every == 0 or self.step == options.steps:
+                        metrics = {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
+                        logger.line(
+                            self.step,
+                            metrics,
+                            {"grad": norm.item(), "lr": options.learning_rate(self.step - 1)},
+                            rate=(self.step - first) / self.spent,
+                            wait=self.wait_share,
+                        )
+                    if self.evaluate and self.evaluate_every and self.step % self.evaluate_every == 0:
+                        metrics |= logger.evaluation(self.step, self._evaluated())
+                    if self.step % options.save_every == 0 and self.step < options.steps:
+                        self.save()
+                if self.evaluate:
+                    metrics |= logger.evaluation(self.step, self._evaluated())
+        except KeyboardInterrupt:
+            self.save()
+            log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
+            raise
+        finally:
+            loader.close()
+        log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, loader wait {100 * self.wait_share:.1f} %")
+        return metrics
+
+    def use_average(self) -> None:
+        """Put the averaged weights in place of the trained ones."""
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(self.average[key])
+
+    def _update_average(self) -> None:
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay
+            )
+
+    def _evaluated(self) -> dict[str, float]:
+        """Evaluate with the averaged weights, then put the trained ones back."""
+        kept = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.use_average()
+        self.module.eval()
+        with torch.no_grad():
+            metrics = self.evaluate() if self.evaluate else {}
+            for key, parameter in self.parameters.items():
+                parameter.copy_(kept[key])
+        self.module.train()
+        return metrics
+
+    @property
+    def _save_file(self) -> Path:
+        return self.folder / f"resume-{self.name}.safetensors"
+
+    def save(self) -> None:
+        """Write everything a resumed run needs; the old save stays until the new one is whole."""
+        tensors = {f"weight/{k}": p.detach() for k, p in self.parameters.items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        names = {id(p): k for k, p in self.parameters.items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer/{names[id(parameter)]}/{k}": v for k, v in state.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._save_file.with_suffix(".partial")
+        metadata = {"step": str(self.step), "options": json.dumps(vars(self.options), sort_keys=True)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        temporary.replace(self._save_file)
+
+    def _resume(self) -> None:
+        if not self._save_file.exists():
+            return
+        from safetensors import safe_open
+
+        with safe_open(self._save_file, "pt") as file:
+            metadata = file.metadata()
+        saved = json.loads(metadata["options"])
+        changed = [k for k, v in vars(self.options).items() if saved.get(k) != v]
+        if changed:
+            raise CheckpointError(
+                f"{self._save_file}: was trained with other options: "
+                + ", ".join(f"{k}={saved.get(k)} against {getattr(self.options, k)}" for k in changed)
+                + ".\nGive the old options to resume, or resume=false to start anew."
+            )
+        tensors = load_file(self._save_file)
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight/{key}"])
+                self.average[key].copy_(tensors[f"average/{key}"])
+                prefix = f"optimizer/{key}/"
+                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                }
+        self.step = int(metadata["step"])
+        log(f"{self.name}: resumed at step {self.step}")

@@ -1,0 +1,176 @@
+"""The whole model: encoder, per-embodiment input layers, head, and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from ..datasets.normalize import Normalizer
+from ..datasets.statistics import Statistics
+from ..errors import SpecMismatchError, did_you_mean
+from ..spec import EmbodimentSpec
+from .encoder import Encoder, Encoding
+from .grounding import METRES, ROLES
+from .heads.base import Context
+from .recipe import Recipe, instantiate
+from .tokenizer import InstructionEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class VLAModel(nn.Module):
+    """Images, words and proprioception to action chunks, for every embodiment it was built with.
+
+    States and actions go in and come out in the embodiment's own units; normalisation is part of the model.
+
+    Args:
+        recipe: Backbone, head and sizes.
+        embodiments: Name -> spec.
+        tokenizer: Hugging Face tokenizer.
+    """
+
+    def __init__(
+        self, *, recipe: Recipe, embodiments: dict[str, EmbodimentSpec], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        super().__init__()
+        self.recipe, self.embodiments, self.tokenizer = recipe, embodiments, tokenizer
+        self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens)
+        first = next(iter(embodiments.values()))
+        cameras = len(first.cameras)
+        backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
+        self.encoder = Encoder(
+            backbone=backbone,
+            points=recipe.points,
+            cameras=cameras,
+            state_dim=first.state.dim,
+            vocab_size=len(tokenizer),
+            pad_id=self.instructions.pad,
+        )
+        self.state_in = nn.ModuleDict({k: nn.Linear(e.state.dim, recipe.width) for k, e in embodiments.items()})
+        relative = 3 * len(ROLES) if recipe.points else 0
+        self.head = instantiate(
+            recipe.head,
+            context_dim=self.encoder.width + self.encoder.points_dim + relative + recipe.width,
+            token_dim=0 if recipe.points else self.encoder.width,
+            action_horizon=recipe.action_horizon,
+            action_dims={k: e.action.dim for k, e in embodiments.items()},
+        )
+        self.words_norm = nn.LayerNorm(self.encoder.width)
+        for name, spec in embodiments.items():
+            for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
+                self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
+                self.register_buffer(f"{kind}_scale_{name}", torch.ones(dim))
+            self.register_buffer(f"action_active_{name}", torch.ones(spec.action.dim, dtype=torch.bool))
+
+    def set_statistics(self, embodiment: str, statistics: Statistics) -> None:
+        """Set the normalisation of one embodiment from its data; missing statistics are an error.
+
+        Action dimensions that never change in the data are not modelled: they keep their constant.
+        """
+        self._checked(embodiment)
+        for kind, mode in (("state", self.recipe.state_normalization), ("action", self.recipe.action_normalization)):
+            normalizer = Normalizer(mode=mode, statistics=statistics[kind])
+            self._buffer(f"{kind}_offset", embodiment).copy_(torch.from_numpy(np.asarray(normalizer.offset)))
+            self._buffer(f"{kind}_scale", embodiment).copy_(torch.from_numpy(np.asarray(normalizer.scale)))
+        action = statistics["action"]
+        self._buffer("action_active", embodiment).copy_(torch.from_numpy(np.asarray(action.max > action.min)))
+
+    def encode(
+        self,
+        images: UInt8[Tensor, "b n height width 3"],
+        tokens: Int[Tensor, "b l"],
+        state: Float[Tensor, "b s"],
+    ) -> Encoding:
+        """What the head sees of images and words."""
+        return self.encoder(images, tokens, state)
+
+    def loss(
+        self,
+        encoding: Encoding,
+        state: Float[Tensor, "b s"],
+        action: Float[Tensor, "b h a"],
+        action_pad: Bool[Tensor, "b h"],
+        embodiment: str,
+        generator: torch.Generator,
+    ) -> Float[Tensor, " b"]:
+        """Loss of each window; padded steps and constant dimensions do not count."""
+        offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
+        active = self._buffer("action_active", embodiment)
+        normalised = (action - offset) / scale
+        context = self._context(encoding, state, embodiment)
+        return self.head.loss(context, normalised, ~action_pad, active, embodiment, generator)
+
+    def sample(
+        self,
+        encoding: Encoding,
+        state: Float[Tensor, "b s"],
+        noise: Float[Tensor, "b h a"],
+        embodiment: str,
+    ) -> Float[Tensor, "b h a"]:
+        """Action chunks in the embodiment's units, inside its limits; the same noise gives the same chunks."""
+        offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
+        active = self._buffer("action_active", embodiment)
+        context = self._context(encoding, state, embodiment)
+        actions = self.head.sample(context, noise, active, embodiment).float() * active * scale + offset
+        spec = self.embodiments[embodiment].action
+        if spec.low:
+            low = torch.tensor(spec.low, device=actions.device)
+            actions = torch.minimum(torch.maximum(actions, low), torch.tensor(spec.high, device=actions.device))
+        return actions
+
+    def _context(self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str) -> Context:
+        self._checked(embodiment)
+        offset, scale = self._buffer("state_offset", embodiment), self._buffer("state_scale", embodiment)
+        body = self.state_in[embodiment]((state - offset) / scale)
+        parts = [self.words_norm(encoding.words), body]
+        if self.recipe.points:
+            # What matters for acting is where things are from the tool, not from the base.
+            per_role = encoding.points.unflatten(1, (len(ROLES), -1))
+            tool = state[:, None, self._tool(embodiment)] / METRES
+            centred = per_role.clone()
+            centred[..., -3:] = (per_role[..., -3:] * METRES - self.encoder.point_readout.centre) / METRES
+            parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
+        return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
+
+    def _tool(self, embodiment: str) -> list[int]:
+        names = self.embodiments[embodiment].state.names
+        try:
+            return [names.index(axis) for axis in ("x", "y", "z")]
+        except ValueError:
+            raise SpecMismatchError(
+                f"embodiment {embodiment!r}: a model that points needs the tool position x, y, z in the state, "
+                f"got {names}; set model.points=false"
+            ) from None
+
+    def _buffer(self, name: str, embodiment: str) -> Tensor:
+        return self.get_buffer(f"{name}_{embodiment}")
+
+    def _checked(self, embodiment: str) -> None:
+        if embodiment not in self.embodiments:
+            raise SpecMismatchError(
+                f"this model knows no embodiment {embodiment!r}. {did_you_mean(embodiment, self.embodiments)}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def stack_images(images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device) -> Tensor:
+    """Cameras of one size, in the spec's order: uint8 (b, n, height, width, 3)."""
+    arrays = [images[name] for name in spec.camera_names]
+    sizes = {a.shape[-3:-1] for a in arrays}
+    if len(sizes) > 1:
+        raise SpecMismatchError(f"cameras of different sizes {sorted(sizes)} cannot be stacked: resize them first")
+    return torch.from_numpy(np.stack(arrays, axis=1)).to(device)

@@ -1,0 +1,158 @@
+"""Batches for training a head: windows of a store, with images, or with the cached encodings of a frozen encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..console import log, progress
+from ..datasets.episode import EpisodeInfo
+from ..datasets.sampler import ShuffledSampler
+from ..datasets.store import EpisodeStore
+from ..datasets.window import WindowDataset, WindowSpec
+from .encoder import Encoding
+from .model import VLAModel, stack_images
+
+CHUNK = 64
+"""Frames encoded at once when a cache is made."""
+
+
+def episode_key(episode: EpisodeInfo) -> str:
+    """What an episode is, rather than when it was written: recorders in parallel finish in any order."""
+    if "seed" in episode.meta:
+        return f"{episode.meta.get('task')}:{int(episode.meta['seed']):012d}"
+    return episode.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyBatch:
+    """b windows: state (b, s), action (b, h, a), action_pad (b, h), and either an encoding or images and tokens.
+
+    `previous` (b, a) is the action before each window; where `first` (b,) is True there is none.
+    """
+
+    state: Tensor
+    action: Tensor
+    action_pad: Tensor
+    previous: Tensor
+    first: Tensor
+    encoding: Encoding | None = None
+    images: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def encode(self, model: VLAModel) -> Encoding:
+        """The cached encoding, or a fresh one from the images."""
+        if self.encoding is not None:
+            return self.encoding
+        if self.images is None or self.tokens is None:
+            raise RuntimeError("a batch without encoding needs images and tokens")
+        return model.encode(self.images, self.tokens, self.state)
+
+
+class PolicyData:
+    """Windows of some episodes of a store.
+
+    Args:
+        store: Episodes.
+        episodes: Indices of the episodes to use.
+        model: Gives the chunk length and the tokens.
+        batch_size, seed: Of the training batches.
+        encodings: Cached encodings of every frame of the store, or None to load images.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        episodes: list[int],
+        model: VLAModel,
+        *,
+        batch_size: int,
+        seed: int,
+        encodings: Encoding | None,
+    ) -> None:
+        self.store, self.model, self.encodings = store, model, encodings
+        self.windows = WindowDataset(store, WindowSpec(action_horizon=model.recipe.action_horizon), episodes=episodes)
+        self.sampler = ShuffledSampler(len(self.windows), min(batch_size, len(self.windows)), seed)
+
+    def make(self, step: int) -> PolicyBatch:
+        """The training batch of a step."""
+        return self.batch(self.sampler.batch(step))
+
+    def batch(self, indices: np.ndarray) -> PolicyBatch:
+        """Some windows."""
+        window = self.windows.batch(indices, images=self.encodings is None)
+        device = self.model.device
+        now = window.frame[:, -1]
+        before = self.store.lowdim("action")[np.maximum(now - 1, 0)].astype(np.float32)
+        common = {
+            "previous": torch.from_numpy(before).to(device),
+            "first": torch.from_numpy(np.isin(now, self.store.offsets)).to(device),
+            "state": torch.from_numpy(window.state[:, -1]).to(device),
+            "action": torch.from_numpy(window.action).to(device),
+            "action_pad": torch.from_numpy(window.action_pad).to(device),
+        }
+        if self.encodings is not None:
+            return PolicyBatch(**common, encoding=self.encodings.rows(torch.from_numpy(now).to(device)))
+        images = {k: v[:, -1] for k, v in window.images.items()}
+        return PolicyBatch(
+            **common,
+            images=stack_images(images, self.store.embodiment, device),
+            tokens=torch.from_numpy(self.model.instructions(window.instruction)).to(device),
+        )
+
+
+@torch.no_grad()
+def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Encoding:
+    """Encode every frame of a store once; kept in `folder` by the hash of the encoder's weights and of the data."""
+    path = folder / f"encodings-{encoding_key(model, store)}.safetensors"
+    device = model.device
+    if path.exists():
+        log(f"features of {store.path}: reusing {path}")
+        tensors = load_file(path)
+    else:
+        tensors = _encode_all(model, store)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    return Encoding(**{k: v.to(device) for k, v in tensors.items()})
+
+
+def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
+    device, spec = model.device, store.embodiment
+    lengths = [episode.length for episode in store.episodes]
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    tokens = model.instructions(episode.instruction for episode in store.episodes)
+    state = store.lowdim("state")
+    words, points = [], []
+    model.eval()
+    with progress("encoding frames", total=store.total_frames, unit="frames") as bar:
+        for start in range(0, store.total_frames, CHUNK):
+            frames = np.arange(start, min(start + CHUNK, store.total_frames))
+            images = {name: store.read_images(name, frames) for name in spec.camera_names}
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                encoding = model.encode(
+                    stack_images(images, spec, device),
+                    torch.from_numpy(tokens[owner[frames]]).to(device),
+                    torch.from_numpy(state[frames]).to(device),
+                )
+            words.append(encoding.words.float().cpu())
+            points.append(encoding.points.float().cpu())
+            bar.update(len(frames))
+    return {"words": torch.cat(words), "points": torch.cat(points)}
+
+
+def encoding_key(model: VLAModel, store: EpisodeStore) -> str:
+    """16 hex digits that change with the encoder's weights or the data."""
+    digest = hashlib.sha256(store.fingerprint.encode())
+    for key, value in sorted(model.encoder.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,105 @@
+"""How a model is made, as plain data that travels with its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, ConfigError
+from ..spec import EmbodimentSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .model import VLAModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Which backbone, which head, and their sizes.
+
+    `backbone` and `head` are mappings with ``_target_`` and constructor arguments; what depends on the data
+    (vocabulary, dimensions, embodiments) is added when the model is built.
+
+    Attributes:
+        backbone: Backbone class and its arguments.
+        head: Action head class and its arguments.
+        points: Whether the encoder points at what words name (and is grounded before the head is trained).
+        action_horizon: Steps a chunk predicts.
+        max_tokens: Instruction length in tokens.
+        width: Width of the per-embodiment state encoding.
+        action_normalization, state_normalization: Modes of `datasets.normalize.Normalizer`.
+    """
+
+    backbone: Mapping[str, Any]
+    head: Mapping[str, Any]
+    points: bool = True
+    action_horizon: int = 8
+    max_tokens: int = 20
+    width: int = 128
+    action_normalization: str = "min_max"
+    state_normalization: str = "mean_std"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "head"):
+            if "_target_" not in getattr(self, name):
+                raise ConfigError(f"model.{name}: expected a mapping with _target_, got {dict(getattr(self, name))}")
+        if self.action_horizon < 1:
+            raise ConfigError(f"expected action_horizon of at least 1, got {self.action_horizon}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Build from `to_dict` output."""
+        known = set(inspect.signature(cls).parameters)
+        unknown = set(data) - known
+        if unknown:
+            raise CheckpointError(f"recipe has unknown keys {sorted(unknown)}: written by another version?")
+        return cls(**data)
+
+    def build(
+        self, embodiments: Mapping[str, EmbodimentSpec], tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
+    ) -> VLAModel:
+        """Make the model with random weights (and pretrained ones where the backbone names a source)."""
+        import torch
+
+        from .model import VLAModel
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return VLAModel(recipe=self, embodiments=dict(embodiments), tokenizer=tokenizer)
+
+
+def instantiate(node: Mapping[str, Any], *, trusted: tuple[str, ...] = ("brachium",), **arguments: Any) -> Any:
+    """Make the object that `node` describes.
+
+    Raises:
+        CheckpointError: `_target_` lies outside the `trusted` packages; a checkpoint may be somebody else's file.
+    """
+    from hydra.utils import get_class
+
+    for target in _targets(node):
+        if target.partition(".")[0] not in trusted:
+            raise CheckpointError(
+                f"refusing to import {target!r}: only {list(trusted)} are trusted. "
+                "If you trust where it comes from, pass trusted=('brachium', 'its_package')."
+            )
+    options = {k: v for k, v in node.items() if not k.startswith("_")}
+    return get_class(str(node["_target_"]))(**options, **arguments)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _targets(value)

@@ -1,0 +1,61 @@
+"""A small word tokenizer for models trained from scratch; pretrained backbones bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<bos>", "<eos>"
+
+
+def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A lower-case word-level tokenizer over the words of `corpus`, as a Hugging Face fast tokenizer.
+
+    Words it has never seen become ``<unk>``; the vocabulary is sorted, so the same words give the same ids.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    splitter, words = Whitespace(), set()
+    for text in corpus:
+        words.update(word for word, _ in splitter.pre_tokenize_str(text.lower()))
+    vocabulary = {word: k for k, word in enumerate([PAD, UNKNOWN, BEGIN, END, *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, bos_token=BEGIN, eos_token=END
+    )
+
+
+class InstructionEncoder:
+    """Instructions -> token ids of one fixed length, padded on the left, with a cache.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer with a pad token.
+        length: Tokens kept; longer instructions lose their beginning.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self.unknown = int(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else self.pad
+        self._cache: dict[str, np.ndarray] = {}
+
+    def __call__(self, instructions: Iterable[str]) -> np.ndarray:
+        """Return int64 (b, l)."""
+        rows = []
+        for text in instructions:
+            if text not in self._cache:
+                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][-self.length :]
+                self._cache[text] = np.array([self.pad] * (self.length - len(ids)) + ids, np.int64)
+            rows.append(self._cache[text])
+        return np.stack(rows)

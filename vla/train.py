@@ -1,0 +1,289 @@
+"""The verb ``brachium train``: from an episode store to a checkpoint that proves itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..console import human_time, log, require_disk
+from ..datasets.split import is_heldout
+from ..datasets.statistics import Statistics, compute_statistics
+from ..datasets.store import EpisodeStore
+from ..errors import ConfigError, SpecMismatchError, StoreError
+from ..spec import Observation
+from .checkpoint import Golden, load_checkpoint, make_golden, save_checkpoint
+from .ground import Grounding, ground
+from .loop import Optimization, TrainLoop
+from .model import VLAModel
+from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key
+from .recipe import Recipe
+from .tokenizer import word_tokenizer
+
+GOLDEN_FRAMES = 4
+EVALUATED_WINDOWS = 512
+
+
+def train(
+    *,
+    store: str,
+    model: Recipe,
+    optimization: Optimization,
+    out: str = "outputs/train",
+    grounding: Grounding | None = None,
+    encoder: str | None = None,
+    freeze_encoder: bool = True,
+    heldout: float = 0.1,
+    env: Callable[..., Any] | None = None,
+    evaluator: Callable[..., dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    resume: bool = False,
+    device: str = "auto",
+) -> int:
+    """Train a policy on the successful episodes of a store.
+
+    Stages: ground the encoder (if `grounding` is given), encode every frame once (if the encoder is frozen), train the
+    head. Ctrl-C saves; the same command with ``resume=true`` continues to the same numbers, bit for bit.
+
+    Args:
+        store: Episode store with demonstrations.
+        model: Recipe of the model.
+        optimization: How the head (and an encoder that is not frozen) is trained.
+        out: Folder for the checkpoint, logs and caches.
+        grounding: Grounding stage; null to leave it out.
+        encoder: Checkpoint whose trained encoder and tokenizer are taken instead of grounding one.
+        freeze_encoder: Train only the head, on encodings cached a frame.
+        heldout: Share of episodes kept for the held-out loss.
+        env: Environment to evaluate in, closed loop, when training ends; its spec must fit the store's.
+        evaluator: What evaluates a checkpoint in `env`.
+        evaluate_every: Steps between held-out losses; 0 for the end only.
+        resume: Go on from what is saved in `out`.
+        device: ``cpu``, ``cuda`` or ``auto``.
+    """
+    begin = time.monotonic()
+    data = EpisodeStore.open(store)
+    episodes = usable_episodes(data)
+    _check_env(env, data)
+    folder = Path(out)
+    require_disk(folder, 200e6, "training")
+    if (folder / "checkpoint").exists() and not resume:
+        log(f"{folder}/checkpoint exists and will be replaced when training ends")
+    place = torch.device(_choose_device(device))
+    vla = _build(model, data, grounding, encoder, optimization.seed).to(place)
+    name = data.embodiment.name
+    training, testing = _split(data, episodes, heldout)
+    statistics = compute_statistics(data, episodes=training)
+    vla.set_statistics(name, statistics)
+    notes: dict[str, Any] = {"seconds": {}, "parameters": vla.parameter_count()}
+    if grounding is not None and encoder is None:
+        notes["grounding"] = _ground_once(vla, grounding, folder, resume)
+        notes["seconds"]["ground"] = time.monotonic() - begin
+    elif encoder is None and not vla.recipe.points:
+        _fit_pixels(vla, data, training)
+    encodings = None
+    if freeze_encoder:
+        vla.encoder.requires_grad_(False)
+        if vla.recipe.points:
+            encodings = cached_encodings(vla, data, folder / "cache")
+    options = {"batch_size": optimization.batch_size, "seed": optimization.seed, "encodings": encodings}
+    fit = PolicyData(data, training, vla, **options)
+    test = PolicyData(data, testing, vla, **options) if len(testing) else None
+    log(
+        f"training {type(vla.head).__name__} ({sum(p.numel() for p in vla.parameters() if p.requires_grad) / 1e6:.2f} M"
+        f" of {vla.parameter_count() / 1e6:.2f} M parameters) on {len(training)} episodes, {len(fit.windows)} windows"
+    )
+
+    def loss(batch: PolicyBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        encoding = batch.encode(vla)
+        each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, name, generator)
+        return each.mean(), {}
+
+    loop = TrainLoop(
+        name="act",
+        module=vla,
+        make_batch=fit.make,
+        loss=loss,
+        options=optimization,
+        folder=folder,
+        resume=resume,
+        evaluate=(lambda: evaluate_heldout(vla, test, name, statistics)) if test else None,
+        evaluate_every=evaluate_every,
+    )
+    metrics = loop.run()
+    loop.use_average()
+    notes["seconds"]["total"] = time.monotonic() - begin
+    notes |= {
+        "metrics": metrics,
+        "loader_wait": loop.wait_share,
+        "store": {"path": store, "fingerprint": data.fingerprint, "episodes": len(training)},
+        "head": type(vla.head).__name__,
+        "seed": optimization.seed,
+        "statistics": statistics.to_dict(),
+    }
+    checkpoint = save_checkpoint(folder / "checkpoint", vla.cpu(), _golden(vla, data, training), notes)
+    load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
+    for stage in ("ground", "act"):
+        (folder / f"resume-{stage}.safetensors").unlink(missing_ok=True)
+    log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
+    if env is not None and evaluator is not None:
+        evaluator(checkpoint=str(checkpoint), env=env)
+    return 0
+
+
+def usable_episodes(data: EpisodeStore) -> list[int]:
+    """Successful episodes (all, where none says if it succeeded), in an order that recording order has no say in."""
+    labelled = any(episode.success is not None for episode in data.episodes)
+    chosen = [e for e in data.episodes if e.success or not labelled]
+    if not chosen:
+        raise StoreError(
+            f"{data.path} has no successful episode to train on ({data.num_episodes} in all).\n"
+            f"See: brachium inspect store={data.path}"
+        )
+    return [e.index for e in sorted(chosen, key=episode_key)]
+
+
+def _check_env(env: Callable[..., Any] | None, data: EpisodeStore) -> None:
+    if env is None:
+        return
+    made = env()
+    data.embodiment.require_same(made.spec_embodiment, f"store {data.path}", "environment")
+    made.close()
+
+
+def _split(data: EpisodeStore, episodes: list[int], heldout: float) -> tuple[list[int], list[int]]:
+    """Split by episode; each episode's side depends on itself alone."""
+    if not 0.0 <= heldout < 1.0:
+        raise ConfigError(f"expected heldout in [0, 1), got {heldout}")
+    test = [i for i in episodes if is_heldout(episode_key(data.episodes[i]), heldout, 0)]
+    training = [i for i in episodes if i not in set(test)]
+    return (training, test) if training else (episodes, [])
+
+
+def _build(
+    recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int
+) -> VLAModel:
+    """A fresh model; with `encoder`, its encoder and tokenizer are taken from a checkpoint."""
+    embodiments = {data.embodiment.name: data.embodiment}
+    if encoder is not None:
+        source = load_checkpoint(encoder)
+        theirs = next(iter(source.embodiments.values()))
+        if theirs.camera_names != data.embodiment.camera_names or theirs.state != data.embodiment.state:
+            raise SpecMismatchError(
+                f"encoder {encoder} was trained for cameras {theirs.camera_names} and state {theirs.state.names}; "
+                f"store {data.path} has {data.embodiment.camera_names} and {data.embodiment.state.names}"
+            )
+        recipe = replace(recipe, backbone=source.recipe.backbone, points=source.recipe.points)
+        model = recipe.build(embodiments, source.tokenizer, seed=seed)
+        model.encoder = source.encoder
+        return model
+    if recipe.points and grounding is None:
+        raise ConfigError(
+            "a model that points must be grounded first: give grounding.store=SCENES (brachium record env=scenes), "
+            "or encoder=CHECKPOINT, or set model.points=false"
+        )
+    source_name = recipe.backbone.get("source")
+    if source_name:
+        from transformers import AutoTokenizer
+
+        return recipe.build(embodiments, AutoTokenizer.from_pretrained(source_name), seed=seed)
+    corpus = [episode.instruction for episode in data.episodes]
+    if grounding is not None:
+        for episode in EpisodeStore.open(grounding.store).episodes:
+            corpus += [sentence["text"] for sentence in episode.meta.get("sentences", ())]
+    return recipe.build(embodiments, word_tokenizer(corpus), seed=seed)
+
+
+def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool) -> Mapping[str, float]:
+    """Ground, or take the finished result of an earlier run with the same options (with resume)."""
+    from safetensors.torch import load_file, save_file
+
+    done, key = folder / "grounded.safetensors", folder / "grounded.json"
+    wanted = {
+        "options": vars(grounding.optimization),
+        "store": EpisodeStore.open(grounding.store).fingerprint,
+        "sentences": grounding.sentences,
+        "words": len(vla.tokenizer),
+    }
+    if resume and done.exists() and key.exists():
+        saved = json.loads(key.read_text())
+        if saved["wanted"] == json.loads(json.dumps(wanted)):
+            weights = load_file(done)
+            vla.encoder.backbone.pixel_mean = weights["backbone.pixel_mean"].to(vla.device)
+            vla.encoder.load_state_dict(weights)
+            log(f"{done}: grounding is done already")
+            return dict(saved["metrics"])
+    metrics = ground(vla, grounding, folder, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = done.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in vla.encoder.state_dict().items()}, temporary)
+    temporary.replace(done)
+    key.write_text(json.dumps({"wanted": wanted, "metrics": metrics}))
+    return metrics
+
+
+def _fit_pixels(vla: VLAModel, data: EpisodeStore, episodes: list[int]) -> None:
+    """Pixel statistics from the demonstrations, for a backbone trained from scratch without grounding."""
+    if vla.recipe.backbone.get("source"):
+        return
+    frames = data.episode_frames(episodes)
+    frames = frames[:: max(1, len(frames) // 256)]
+    images = [data.read_images(name, frames) for name in data.embodiment.camera_names]
+    vla.encoder.backbone.fit_pixels(torch.from_numpy(np.stack(images, axis=1)).to(vla.device))
+
+
+def _golden(vla: VLAModel, data: EpisodeStore, episodes: list[int]) -> Golden:
+    frames = data.episode_frames(episodes)
+    frames = frames[np.linspace(0, len(frames) - 1, GOLDEN_FRAMES).astype(int)]
+    owners, _ = data.locate(frames)
+    observation = Observation(
+        images={name: data.read_images(name, frames) for name in data.embodiment.camera_names},
+        state=data.lowdim("state")[frames],
+        instruction=tuple(data.episodes[int(k)].instruction for k in owners),
+    )
+    return make_golden(vla, data.embodiment.name, observation)
+
+
+@torch.no_grad()
+def evaluate_heldout(vla: VLAModel, data: PolicyData, embodiment: str, statistics: Statistics) -> dict[str, float]:
+    """Loss and action error on held-out episodes, beside two trivial baselines.
+
+    The errors are mean absolute differences over real steps and dimensions, as a share of each dimension's scale:
+    ``action_error`` of a sampled chunk, ``mean_error`` of always answering the mean training action, ``last_error``
+    of going on with the action before the window.
+    """
+    count = min(EVALUATED_WINDOWS, len(data.windows))
+    batch = data.batch(np.linspace(0, len(data.windows) - 1, count).astype(int))
+    encoding = batch.encode(vla)
+    generator = torch.Generator().manual_seed(0)
+    loss = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, generator).mean()
+    noise = torch.randn(batch.action.shape, generator=torch.Generator().manual_seed(1)).to(batch.action.device)
+    chunk = vla.sample(encoding, batch.state, noise, embodiment)
+    mean = torch.as_tensor(np.asarray(statistics["action"].mean), dtype=torch.float32, device=batch.action.device)
+    scale = vla.get_buffer(f"action_scale_{embodiment}")
+    real = (~batch.action_pad)[:, :, None] & vla.get_buffer(f"action_active_{embodiment}")
+    previous = torch.where(batch.first[:, None], mean, batch.previous)[:, None]
+
+    def error(guess: Tensor) -> float:
+        return float((((guess - batch.action).abs() / scale) * real).sum() / real.sum().clamp(min=1))
+
+    return {
+        "loss": float(loss),
+        "action_error": error(chunk),
+        "mean_error": error(mean),
+        "last_error": error(previous),
+    }
+
+
+def _choose_device(device: str) -> str:
+    if device != "auto":
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("device=cuda: no CUDA device here. Type device=cpu, or see: brachium doctor")
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
