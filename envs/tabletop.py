@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from ..errors import ConfigError, did_you_mean
 from ..sim.embodiment import SimEmbodiment
 from ..sim.randomize import DomainRandomization
+from ..sim.scene import OBJECT_KINDS
 from ..sim.simulation import DOWN, Simulation
 from ..spec import EmbodimentSpec
 from .language import SPLITS
@@ -78,10 +80,17 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Draw and load an episode. Options: ``split``."""
+        """Draw and load an episode.
+
+        Options: ``split`` (one of `language.SPLITS`), and ``misname``: the instruction names things of the scene drawn at
+        random, while success stays what it was; for telling whether a policy listens.
+        """
         super().reset(seed=seed)
-        split = _checked_split((options or {}).get("split", self.split))
+        options = options or {}
+        split = _checked_split(options.get("split", self.split))
         self.episode = self.task.sample(self.np_random, split)
+        if options.get("misname"):
+            self.episode = misname(self.task, self.episode, split, seed)
         scene = self.randomization.apply(self.episode.scene, self.np_random)
         self.sim.load(scene, np.asarray(self.episode.tool_start))
         if self.episode.drawer_start:
@@ -119,6 +128,19 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _info(self, success: bool = False, **extra: Any) -> dict[str, Any]:
         return {"success": success, "task": self.task.name, **extra}
+
+
+def misname(task: Task, episode: Episode, split: str, seed: int | None) -> Episode:
+    """The same episode with an instruction about an object and a goal drawn from what stands on the table."""
+    rng = np.random.default_rng([seed or 0, 0x315])
+    kinds = {item.name: item.kind for item in episode.scene.items}
+    named = {}
+    for role, true in episode.roles.items():
+        alike = [n for n, kind in kinds.items() if kind == kinds[true] or {kind, kinds[true]} <= set(OBJECT_KINDS)]
+        named[role] = alike[int(rng.integers(len(alike)))]
+    if episode.roles.get("goal") == episode.roles.get("object"):
+        named["goal"] = named["object"]
+    return replace(episode, instruction=task.phrasings.sample(rng, split, named))
 
 
 def _checked_split(split: str) -> str:

@@ -1,0 +1,32 @@
+"""What a policy is: something that answers observations of several robots (lanes) with one action each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..spec import ActionChunk, EmbodimentSpec, Observation
+
+
+class ChunkPolicy(Protocol):
+    """Predicts a chunk of actions for each observation."""
+
+    embodiment: EmbodimentSpec
+    action_horizon: int
+
+    def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
+        """Chunks (n, h, a) for n observations; the same observation and noise give the same chunk."""
+
+
+class Policy(Protocol):
+    """Answers observations with single actions. Lanes are independent: what one does never changes another."""
+
+    embodiment: EmbodimentSpec
+
+    def reset(self, lane: int, seed: int) -> None:
+        """Forget what lane `lane` did; its draws come from `seed` from now on."""
+
+    def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
+        """Actions float32 (n, a) for the observations of some lanes, in the embodiment's units."""

@@ -1,0 +1,276 @@
+"""The verb ``brachium eval``: closed-loop success rates with intervals, per task and kind of instruction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from ..console import human_time, log, progress, require_disk, table
+from ..errors import ConfigError, did_you_mean
+from ..spec import EmbodimentSpec, Observation
+from .base import Policy
+from .intervals import rate
+from .rollout import EpisodeResult, rollout
+from .vla_policy import VLAPolicy
+
+CONTROLS = ("none", "shuffle", "blind")
+"""``shuffle``: the instruction names another thing of the scene, drawn at random; ``blind``: images are black."""
+SPLIT_NAMES = {"train": "seen words", "paraphrase": "held-out paraphrases", "pair": "held-out colour-object pairs"}
+
+
+def evaluate(
+    *,
+    checkpoint: str,
+    executor: Callable[..., Policy],
+    vector: Callable[..., VectorEnv],
+    suite: Mapping[str, Callable[..., Any]] | None = None,
+    env: Callable[..., Any] | None = None,
+    out: str = "outputs/eval",
+    episodes: int = 100,
+    splits: Mapping[str, float] | None = None,
+    seed: int = 1_000_000,
+    num_envs: int = 8,
+    control: str = "none",
+    videos: int = 4,
+    report: bool = True,
+    device: str = "cpu",
+) -> int:
+    """Roll a checkpoint out in simulation and report success rates with 95 % Wilson intervals.
+
+    The result depends on neither `num_envs` nor the order of episodes. Every finished episode is written at once;
+    typed again after an interruption, the command goes on from there.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        executor: Turns chunks into actions.
+        vector: Makes a vector environment from factories.
+        suite: Task name -> environment factory.
+        env: One environment instead of a suite.
+        out: Folder for results, videos and the report.
+        episodes: Episodes a task.
+        splits: Kind of instruction -> share of the episodes.
+        seed: First seed; demonstrations use seeds below a million.
+        num_envs: Environments at once.
+        control: ``none``, or an honesty check: ``shuffle`` or ``blind``.
+        videos: Videos a task, failures first; 0 for none.
+        report: Write a self-contained report.html.
+        device: Where the model runs.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"unknown control {control!r}. {did_you_mean(control, CONTROLS)}")
+    if episodes < 1 or num_envs < 1:
+        raise ConfigError(f"expected episodes and num_envs of at least 1, got {episodes} and {num_envs}")
+    tasks = _tasks(env, suite)
+    policy = executor(VLAPolicy.from_checkpoint(checkpoint, device=device))
+    for make in tasks.values():
+        _check_spec(make, policy.embodiment, checkpoint)
+    folder = Path(out)
+    require_disk(folder, 50e6, "evaluation")
+    key = _run_key(checkpoint, policy, control)
+    store = EpisodeLog(folder / "episodes.jsonl", key)
+    begin = time.monotonic()
+    shares = dict(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25})
+    for name, make in tasks.items():
+        _evaluate_task(name, make, policy, store, vector, _seeds(episodes, shares, seed), num_envs, control)
+    seconds = time.monotonic() - begin
+    summary = summarise(store.rows, checkpoint, policy, control, seconds)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if videos:
+        from .video import record_videos
+
+        record_videos(folder, store.rows, tasks, videos)
+    _print(summary)
+    if report:
+        from .report import write_report
+
+        log(f"report: {write_report(folder, Path(checkpoint))}")
+    return 0
+
+
+def _tasks(
+    env: Callable[..., Any] | None, suite: Mapping[str, Callable[..., Any]] | None
+) -> dict[str, Callable[..., Any]]:
+    if env is not None:
+        made = env()
+        name = str(made.task.name) if hasattr(made, "task") else "task"
+        made.close()
+        return {name: env}
+    if not suite:
+        raise ConfigError("nothing to evaluate in: give env=tabletop/reach or suite=basics")
+    return dict(suite)
+
+
+def _check_spec(make: Callable[..., Any], spec: EmbodimentSpec, checkpoint: str) -> None:
+    made = make()
+    spec.require_same(made.spec_embodiment, f"checkpoint {checkpoint}", "environment")
+    made.close()
+
+
+def _seeds(episodes: int, shares: Mapping[str, float], first: int) -> dict[str, list[int]]:
+    """Seeds of each kind of instruction; the first kinds get what rounding leaves over."""
+    total = sum(shares.values())
+    if total <= 0:
+        raise ConfigError(f"expected positive shares in splits, got {dict(shares)}")
+    counts = {split: int(episodes * share / total) for split, share in shares.items()}
+    for split in list(counts)[: episodes - sum(counts.values())]:
+        counts[split] += 1
+    seeds, start = {}, first
+    for split, count in counts.items():
+        seeds[split] = list(range(start, start + count))
+        start += count
+    return seeds
+
+
+def _evaluate_task(
+    name: str,
+    make: Callable[..., Any],
+    policy: Policy,
+    store: EpisodeLog,
+    vector: Callable[..., VectorEnv],
+    seeds: Mapping[str, Sequence[int]],
+    num_envs: int,
+    control: str,
+) -> None:
+    done = {(row["split"], row["seed"]) for row in store.rows if row["task"] == name}
+    todo = {split: [s for s in each if (split, s) not in done] for split, each in seeds.items()}
+    total = sum(map(len, todo.values()))
+    if not total:
+        log(f"{name}: all {sum(map(len, seeds.values()))} episodes are there already")
+        return
+    envs = vector([make] * min(num_envs, total))
+    acting: Policy = BlindPolicy(policy) if control == "blind" else policy
+    successes = steps = 0
+    try:
+        with progress(f"evaluating {name}", total=total, unit="episodes") as bar:
+            for split, waiting in todo.items():
+                options = {"split": split, "misname": control == "shuffle"}
+                for result in rollout(envs, acting, waiting, options):
+                    store.add(name, split, options, result)
+                    successes += result.success
+                    steps += result.steps
+                    bar.update(1, success=f"{successes}/{bar.done + 1}", env_steps_per_s=round(steps / bar.elapsed))
+    finally:
+        envs.close()
+
+
+class BlindPolicy:
+    """A policy that is shown black images: what it still achieves, it does without seeing."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.embodiment = policy, policy.embodiment
+
+    def reset(self, lane: int, seed: int) -> None:
+        """Start an episode."""
+        self.policy.reset(lane, seed)
+
+    def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
+        """Act on the same observations without light."""
+        dark = [replace(o, images={k: np.zeros_like(v) for k, v in o.images.items()}) for o in observations]
+        return self.policy.act(dark, lanes)
+
+
+class EpisodeLog:
+    """One JSON line an episode, written when it ends; rows of another checkpoint or setting are dropped."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.rows: list[dict[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # a kill tore the last line
+                if row.get("key") == key:
+                    self.rows.append(row)
+            if self.rows:
+                log(f"{path}: going on after {len(self.rows)} finished episodes")
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, task: str, split: str, options: Mapping[str, Any], result: EpisodeResult) -> None:
+        """Append a finished episode."""
+        row = {
+            "key": self.key,
+            "task": task,
+            "split": split,
+            "options": dict(options),
+            "seed": result.seed,
+            "instruction": result.instruction,
+            "success": result.success,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 3),
+            "actions": result.actions.astype(float).tolist(),
+        }
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _run_key(checkpoint: str, policy: Policy, control: str) -> str:
+    """What a result depends on: weights, executor, control."""
+    digest = hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes())
+    options = {k: v for k, v in vars(policy).items() if isinstance(v, (int, float, str, bool))}
+    digest.update(json.dumps([type(policy).__name__, options, control], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]], checkpoint: str, policy: Policy, control: str, seconds: float
+) -> dict[str, Any]:
+    """Counts, rates and intervals in all, per task, per kind of instruction, and per both."""
+
+    def group(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = rate(sum(bool(r["success"]) for r in chosen), len(chosen))
+        return result | {"mean_steps": round(float(np.mean([r["steps"] for r in chosen])), 2) if chosen else 0.0}
+
+    tasks: dict[str, Any] = {}
+    for name in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == name]
+        parts = {s: group([r for r in mine if r["split"] == s]) for s in dict.fromkeys(r["split"] for r in mine)}
+        tasks[name] = group(mine) | {"splits": parts}
+    splits = {s: group([r for r in rows if r["split"] == s]) for s in dict.fromkeys(r["split"] for r in rows)}
+    meta = VLAPolicy.describe(checkpoint)
+    return {
+        "checkpoint": checkpoint,
+        "head": meta.get("head"),
+        "parameters": meta.get("parameters"),
+        "train_seed": meta.get("seed"),
+        "executor": type(policy).__name__,
+        "control": control,
+        "seconds": round(seconds, 2),
+        "env_steps": int(sum(r["steps"] for r in rows)),
+        "total": group(rows),
+        "tasks": tasks,
+        "splits": splits,
+    }
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    def cell(group: Mapping[str, Any] | None) -> str:
+        if group is None:
+            return ""
+        low, high = group["ci95"]
+        share = f"{100 * group['success_rate']:.0f} %"
+        return f"{group['success']}/{group['episodes']}  {share}  [{100 * low:.0f}, {100 * high:.0f}]"
+
+    splits = list(summary["splits"])
+    rows = [
+        [name, cell(task), *(cell(task["splits"].get(s)) for s in splits), f"{task['mean_steps']:.1f}"]
+        for name, task in summary["tasks"].items()
+    ]
+    rows.append(["all", cell(summary["total"]), *(cell(summary["splits"][s]) for s in splits), ""])
+    control = "" if summary["control"] == "none" else f", control: {summary['control']}"
+    table(
+        f"success with 95 % intervals ({summary['head']}{control}, {human_time(summary['seconds'])})",
+        ["task", "all", *(SPLIT_NAMES.get(s, s) for s in splits), "steps"],
+        rows,
+    )

@@ -1,0 +1,29 @@
+"""Intervals for success rates."""
+
+from __future__ import annotations
+
+import math
+
+
+def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), by default at 95 %.
+
+    Unlike the normal approximation it stays inside [0, 1] and is honest at 0 and at n successes.
+    """
+    if episodes == 0:
+        return 0.0, 1.0
+    p, n = successes / episodes, episodes
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rate(successes: int, episodes: int) -> dict[str, object]:
+    """``{"episodes": n, "success": k, "success_rate": r, "ci95": [lo, hi]}``."""
+    low, high = wilson(successes, episodes)
+    return {
+        "episodes": episodes,
+        "success": successes,
+        "success_rate": successes / episodes if episodes else 0.0,
+        "ci95": [round(low, 4), round(high, 4)],
+    }

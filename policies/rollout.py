@@ -1,0 +1,124 @@
+"""Closed loop: a policy in vector environments, episode by episode, each from its own seed.
+
+Knows only Gymnasium: any `VectorEnv` with autoreset disabled whose observations hold ``state``, ``instruction`` and one
+image a camera.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from ..errors import ConfigError
+from ..spec import EmbodimentSpec, Observation
+from .base import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """How one episode went.
+
+    Attributes:
+        seed: Of the environment and of the policy's draws.
+        instruction: What the policy was told.
+        success: Whether the environment said so.
+        steps: Number of actions.
+        actions: float32 (steps, a): with the seed, they replay the episode exactly.
+        seconds: Wall time while it ran, beside others [s].
+    """
+
+    seed: int
+    instruction: str
+    success: bool
+    steps: int
+    actions: np.ndarray
+    seconds: float
+
+
+def rollout(
+    env: VectorEnv, policy: Policy, seeds: Sequence[int], options: Mapping[str, Any] | None = None
+) -> Iterator[EpisodeResult]:
+    """Run one episode a seed and yield results as they end; none depends on the others or on the number of envs.
+
+    Args:
+        env: Vector environment with ``AutoresetMode.DISABLED``.
+        policy: Acts for lane k in sub-environment k.
+        seeds: One an episode.
+        options: Reset options of every episode.
+    """
+    if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+        raise ConfigError("rollout needs a vector environment with autoreset_mode=AutoresetMode.DISABLED")
+    waiting = list(seeds)
+    lanes: dict[int, _Running] = {}
+    observation: dict[str, Any] = {}
+    while waiting or lanes:
+        free = [k for k in range(env.num_envs) if k not in lanes][: len(waiting)]
+        if free:
+            started = [waiting.pop(0) for _ in free]
+            mask = np.zeros(env.num_envs, bool)
+            mask[free] = True
+            all_seeds: list[int | None] = [None] * env.num_envs
+            for lane, seed in zip(free, started):
+                all_seeds[lane] = seed
+                policy.reset(lane, seed)
+            observation, _ = env.reset(seed=all_seeds, options={**(options or {}), "reset_mask": mask})
+            for lane, seed in zip(free, started):
+                lanes[lane] = _Running(seed, str(observation["instruction"][lane]))
+        active = sorted(lanes)
+        seen = [observation_of(observation, lane, policy.embodiment) for lane in active]
+        chosen = policy.act(seen, active)
+        actions = np.zeros((env.num_envs, policy.embodiment.action.dim), np.float32)
+        actions[active] = chosen
+        observation, rewards, terminated, truncated, _ = env.step(actions)
+        for lane, action in zip(active, chosen):
+            running = lanes[lane]
+            running.actions.append(action)
+            if terminated[lane] or truncated[lane]:
+                del lanes[lane]
+                yield running.result(success=bool(rewards[lane] > 0))
+
+
+class _Running:
+    def __init__(self, seed: int, instruction: str) -> None:
+        self.seed, self.instruction = seed, instruction
+        self.actions: list[np.ndarray] = []
+        self.start = time.monotonic()
+
+    def result(self, success: bool) -> EpisodeResult:
+        return EpisodeResult(
+            seed=self.seed,
+            instruction=self.instruction,
+            success=success,
+            steps=len(self.actions),
+            actions=np.stack(self.actions),
+            seconds=time.monotonic() - self.start,
+        )
+
+
+def observation_of(batch: Mapping[str, Any], lane: int, spec: EmbodimentSpec) -> Observation:
+    """One lane of a vector environment's observation."""
+    return Observation(
+        images={name: np.asarray(batch[name][lane]) for name in spec.camera_names},
+        state=np.asarray(batch["state"][lane], np.float32),
+        instruction=str(batch["instruction"][lane]),
+    )
+
+
+def replay(
+    make_env: Callable[[], gymnasium.Env[Any, Any]], seed: int, options: Mapping[str, Any] | None, actions: np.ndarray
+) -> list[np.ndarray]:
+    """Frames of an episode that was run before: the same seed and actions give the same states."""
+    env = make_env()
+    env.reset(seed=seed, options=dict(options or {}))
+    frames = [np.asarray(env.render())]
+    for action in actions:
+        env.step(action)
+        frames.append(np.asarray(env.render()))
+    env.close()
+    return frames

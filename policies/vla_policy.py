@@ -1,0 +1,64 @@
+"""A trained model as a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import SpecMismatchError, did_you_mean
+from ..spec import ActionChunk, EmbodimentSpec, Observation
+from ..vla.checkpoint import load_checkpoint, predict, read_meta
+from ..vla.model import VLAModel
+
+
+class VLAPolicy:
+    """Predicts chunks with a `VLAModel`.
+
+    The model always runs on batches of `batch_size` rows, filled up where there are fewer: kernels may round
+    differently for other batch sizes, and an episode must not depend on how many others run beside it.
+
+    Args:
+        model: Loaded model.
+        embodiment: Name of the embodiment to act for; the only one when None.
+        batch_size: Rows of every forward pass.
+    """
+
+    def __init__(self, model: VLAModel, *, embodiment: str | None = None, batch_size: int = 8) -> None:
+        names = list(model.embodiments)
+        name = names[0] if embodiment is None and len(names) == 1 else embodiment
+        if name not in model.embodiments:
+            raise SpecMismatchError(f"which embodiment? got {embodiment!r}. {did_you_mean(str(embodiment), names)}")
+        self.model, self.name, self.batch_size = model.eval(), str(name), batch_size
+        self.embodiment: EmbodimentSpec = model.embodiments[self.name]
+        self.action_horizon = model.recipe.action_horizon
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, embodiment: str | None = None, device: str = "cpu", batch_size: int = 8
+    ) -> VLAPolicy:
+        """Load and verify a checkpoint (its golden batch must come out)."""
+        return cls(load_checkpoint(path, device=device), embodiment=embodiment, batch_size=batch_size)
+
+    @staticmethod
+    def describe(path: str | Path) -> dict[str, object]:
+        """What was noted when the checkpoint was saved: head, parameters, data, versions."""
+        return read_meta(Path(path))
+
+    def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
+        """Chunks (n, h, a) for n observations, in the embodiment's units."""
+        rows, size = list(observations), self.batch_size
+        chunks = []
+        for start in range(0, len(rows), size):
+            part, draws = rows[start : start + size], noise[start : start + size]
+            missing = size - len(part)
+            stacked = Observation.stack(part + [part[-1]] * missing)
+            stacked.check(self.embodiment, "policy input")
+            full = np.concatenate([draws, np.repeat(draws[-1:], missing, 0)])
+            chunks.append(predict(self.model, self.name, stacked, full.astype(np.float32))[: len(part)])
+        return ActionChunk(
+            actions=np.concatenate(chunks),
+            control_hz=self.embodiment.control_hz,
+            timestamp=max(o.timestamp for o in rows),
+        )
