@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, UInt8
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -45,13 +46,7 @@ class SmolVLMBackbone(nn.Module):
         if (source is None) == (config is None):
             raise ConfigError("a backbone needs either source (a directory or hub name) or config, and not both")
         if source is not None:
-            try:
-                self.vlm = AutoModelForImageTextToText.from_pretrained(source, attn_implementation=attention)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"cannot load a backbone from {source!r}: {error}\n"
-                    "Expected a directory with config.json and safetensors weights, or a hub name that can be reached."
-                ) from error
+            self.vlm = _load_pretrained(source, attention)
         else:
             self.vlm = AutoModelForImageTextToText.from_config(
                 _build_config(dict(config or {}), vocab_size), attn_implementation=attention
@@ -150,6 +145,25 @@ def shared_prefix_mask(
     steps = prefix + (real.cumsum(dim=2) - 1).clamp(min=0)
     before = torch.arange(prefix, device=device).expand(b, prefix)
     return mask[:, None], torch.cat([before, steps.reshape(b, -1)], dim=1)
+
+
+def _load_pretrained(source: str, attention: str) -> Any:
+    """The model at `source`, whole, with float32 weights (published ones are bf16, and training needs the digits)."""
+    try:
+        vlm, info = AutoModelForImageTextToText.from_pretrained(
+            source, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot load a backbone from {source!r}: {error}\n"
+            "Expected a directory with config.json and safetensors weights, or a hub name that can be reached."
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("lm_head."))
+    if missing:  # transformers would go on with random numbers in their place
+        raise CheckpointError(
+            f"cannot load a backbone from {source!r}: {len(missing)} weights are missing, for example {missing[:3]}"
+        )
+    return vlm
 
 
 def _build_config(config: dict[str, Any], vocab_size: int | None) -> Any:
