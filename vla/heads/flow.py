@@ -83,7 +83,9 @@ class FlowHead(nn.Module):
         """Squared error of the velocity, averaged over `draws` of noise and time."""
         b, draws = len(actions), self.draws
         pooled = self.pool(context).repeat_interleave(draws, 0)
-        target = actions.repeat_interleave(draws, 0) * dim_mask
+        # What is masked must not reach the field either: its input is the whole chunk.
+        actions = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)
+        target = actions.repeat_interleave(draws, 0)
         shape, device = target.shape, actions.device
         noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device).to(device)
         uniform = torch.rand(b * draws, generator=generator, device=generator.device).to(device)
