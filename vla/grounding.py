@@ -47,23 +47,33 @@ class PointReadout(nn.Module):
         vision_width: Width of the vision map.
         cameras: Number of cameras n.
         state_dim: Proprioception dimension s.
+        tool: Indices of the tool position x, y, z [m] in the state.
         hidden: Width of the position network.
     """
 
-    def __init__(self, *, width: int, vision_width: int, cameras: int, state_dim: int, hidden: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        vision_width: int,
+        cameras: int,
+        state_dim: int,
+        tool: tuple[int, int, int],
+        hidden: int = 256,
+    ) -> None:
         super().__init__()
-        self.cameras = cameras
+        self.cameras, self.tool = cameras, list(tool)
         self.query = nn.Sequential(
             nn.Linear(width, 2 * vision_width), nn.GELU(), nn.Linear(2 * vision_width, cameras * vision_width)
         )
         self.key = nn.Linear(vision_width, vision_width)
         self.visible = nn.Linear(2 * vision_width, 1)
         self.position = nn.Sequential(
-            nn.Linear(3 * cameras + state_dim, hidden),
+            nn.Linear(5 * cameras + state_dim, hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
-            nn.Linear(hidden, 3),
+            nn.Linear(hidden, 7),
         )
         self.register_buffer("state_mean", torch.zeros(state_dim))
         self.register_buffer("state_std", torch.ones(state_dim))
@@ -87,10 +97,23 @@ class PointReadout(nn.Module):
         uv = weights @ patch_centres(features.grid, weights)
         seen = torch.einsum("bkrnp,bnpv->bkrnv", weights.to(vision.dtype), vision)
         visible = self.visible(torch.cat([seen, query], dim=-1)).squeeze(-1).float()
-        body = ((state - self.state_mean) / self.state_std)[:, None, None].expand(b, k, roles.shape[2], -1)
-        inputs = torch.cat([uv.flatten(-2), visible.sigmoid(), body], dim=-1)
-        position = self.position(inputs).float() * METRES + self.centre
-        return Points(logits=logits.float(), uv=uv, visible=visible, position=position)
+        return Points(logits=logits.float(), uv=uv, visible=visible, position=self._locate(uv, visible, state))
+
+    def _locate(self, uv: Tensor, visible: Tensor, state: Float[Tensor, "b s"]) -> Float[Tensor, "b k r 3"]:
+        """Position in the base frame: a mixture of a guess from the work space's middle and one from the tool.
+
+        What a camera on the hand sees lies at an offset proportional to the height it looks from, hence the products.
+        """
+        shape = uv.shape[:3]
+        body = ((state - self.state_mean) / self.state_std)[:, None, None].expand(*shape, -1)
+        tool = state[:, None, None, self.tool].expand(*shape, -1)
+        seen = visible.sigmoid()
+        offset = (uv - 0.5) * seen[..., None]
+        scaled = offset * (tool[..., None, 2:] / METRES)
+        inputs = torch.cat([4.0 * offset.flatten(-2), scaled.flatten(-2), seen, body], dim=-1)
+        guess = self.position(inputs).float()
+        near = guess[..., 6:].sigmoid()
+        return near * (tool + METRES * guess[..., 3:6]) + (1.0 - near) * (self.centre + METRES * guess[..., :3])
 
 
 def patch_centres(grid: tuple[int, int], like: Tensor) -> Float[Tensor, "p 2"]:
@@ -107,14 +130,15 @@ def bilinear_target(uv: Float[Tensor, "*rest 2"], grid: tuple[int, int]) -> Floa
     size = torch.tensor([columns, rows], device=uv.device, dtype=uv.dtype)
     place = (uv * size - 0.5).clamp(min=0.0)
     place = torch.minimum(place, size - 1.0)
-    corner = torch.minimum(place.floor(), size - 2.0)
+    corner = torch.minimum(place.floor(), size - 2.0).clamp(min=0.0)
     part = place - corner
     column, row = corner.long().unbind(-1)
     target = torch.zeros(*uv.shape[:-1], rows * columns, device=uv.device, dtype=uv.dtype)
     for right in (0, 1):
         for down in (0, 1):
             weight = (part[..., 0] if right else 1 - part[..., 0]) * (part[..., 1] if down else 1 - part[..., 1])
-            target.scatter_add_(-1, ((row + down) * columns + column + right)[..., None], weight[..., None])
+            patch = (row + down).clamp(max=rows - 1) * columns + (column + right).clamp(max=columns - 1)
+            target.scatter_add_(-1, patch[..., None], weight[..., None])
     return target
 
 

@@ -24,12 +24,12 @@ def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerBase:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    splitter, words = Whitespace(), set()
-    for text in corpus:
-        words.update(word for word, _ in splitter.pre_tokenize_str(text.lower()))
+    lower, splitter, words = Lowercase(), Whitespace(), set()
+    for text in corpus:  # by the tokenizer's own lower case, which is not quite Python's
+        words.update(word for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text)))
     vocabulary = {word: k for k, word in enumerate([PAD, UNKNOWN, BEGIN, END, *sorted(words)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer = Lowercase()
+    tokenizer.normalizer = lower
     tokenizer.pre_tokenizer = splitter
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, bos_token=BEGIN, eos_token=END
