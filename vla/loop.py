@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..console import human_time, log
 from ..datasets.loader import BatchLoader
-from ..errors import BrachiumError, CheckpointError
+from ..errors import BrachiumError, CheckpointError, ConfigError
 from .log import TrainLog
 
 
@@ -52,6 +56,18 @@ class Optimization:
     save_every: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"optimization.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.precision not in ("bf16", "float32"):
+            raise ConfigError(f"optimization.precision: expected bf16 or float32, got {self.precision!r}")
+        if self.lr <= 0 or self.grad_clip <= 0 or not 0 <= self.ema < 1 or self.warmup < 0 or self.seed < 0:
+            raise ConfigError(
+                "optimization: expected lr and grad_clip above 0, ema in [0, 1), warmup and seed from 0, got "
+                f"lr={self.lr}, grad_clip={self.grad_clip}, ema={self.ema}, warmup={self.warmup}, seed={self.seed}"
+            )
+
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to `final_lr`."""
         if step < self.warmup:
@@ -76,6 +92,7 @@ class TrainLoop:
         resume: Go on from the save in `folder` if there is one.
         evaluate: Called with the averaged weights in place after the last step and every `evaluate_every` steps;
             returns metrics to log.
+        identity: What else the numbers depend on, JSON-ready (data, model); a save made with another is refused.
     """
 
     def __init__(
@@ -90,9 +107,11 @@ class TrainLoop:
         resume: bool,
         evaluate: Callable[[], dict[str, float]] | None = None,
         evaluate_every: int = 0,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.module, self.make_batch, self.loss = name, module, make_batch, loss
         self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
+        self.identity = {**vars(options), **json.loads(json.dumps(dict(identity or {}), default=str))}
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
@@ -104,6 +123,8 @@ class TrainLoop:
         self.wait_share = 0.0
         if resume:
             self._resume()
+        else:  # or a later resume would go on from a run that has nothing to do with this one
+            self._save_file.unlink(missing_ok=True)
 
     def run(self) -> dict[str, float]:
         """Train to the last step; returns the last metrics. Ctrl-C saves before it is raised."""
@@ -119,16 +140,21 @@ class TrainLoop:
                     for group in self.optimizer.param_groups:
                         group["lr"] = options.learning_rate(self.step)
                     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
+                    torch.manual_seed(options.seed * 1_000_003 + self.step)  # dropout draws from the global generator
                     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                         loss, parts = self.loss(batch, generator)
-                    if not torch.isfinite(loss):
-                        raise BrachiumError(f"{self.name}: the loss of step {self.step} is {loss.item()}; stopped")
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)
-                    self.optimizer.step()
-                    self.step += 1
-                    self._update_average()
+                    if not torch.isfinite(loss) or not torch.isfinite(norm):
+                        raise BrachiumError(
+                            f"{self.name}: the loss of step {self.step} is {loss.item()}, its gradient {norm.item()}; "
+                            "stopped. Look at the data (brachium inspect), or lower optimization.lr"
+                        )
+                    with _uninterrupted():  # what Ctrl-C saves must be a whole step
+                        self.optimizer.step()
+                        self.step += 1
+                        self._update_average()
                     self.spent = time.monotonic() - begin
                     self.wait_share = loader.wait_s / max(self.spent, 1e-9)
                     if self.step % options.log_every == 0 or self.step == options.steps:
@@ -140,9 +166,9 @@ class TrainLoop:
                             rate=(self.step - first) / self.spent,
                             wait=self.wait_share,
                         )
-                    if self.evaluate and self.evaluate_every and self.step % self.evaluate_every == 0:
+                    if self.evaluate and self._due(self.evaluate_every):
                         metrics |= logger.evaluation(self.step, self._evaluated())
-                    if self.step % options.save_every == 0 and self.step < options.steps:
+                    if self._due(options.save_every):
                         self.save()
                 if self.evaluate:
                     metrics |= logger.evaluation(self.step, self._evaluated())
@@ -154,6 +180,10 @@ class TrainLoop:
             loader.close()
         log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, loader wait {100 * self.wait_share:.1f} %")
         return metrics
+
+    def _due(self, every: int) -> bool:
+        """Whether something happens after this step; what happens at the end is not due before it."""
+        return every > 0 and self.step % every == 0 and self.step < self.options.steps
 
     def use_average(self) -> None:
         """Put the averaged weights in place of the trained ones."""
@@ -173,12 +203,14 @@ class TrainLoop:
         kept = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.use_average()
         self.module.eval()
-        with torch.no_grad():
-            metrics = self.evaluate() if self.evaluate else {}
-            for key, parameter in self.parameters.items():
-                parameter.copy_(kept[key])
-        self.module.train()
-        return metrics
+        try:
+            with torch.no_grad():
+                return self.evaluate() if self.evaluate else {}
+        finally:
+            with torch.no_grad(), _uninterrupted():
+                for key, parameter in self.parameters.items():
+                    parameter.copy_(kept[key])
+            self.module.train()
 
     @property
     def _save_file(self) -> Path:
@@ -193,7 +225,7 @@ class TrainLoop:
             tensors |= {f"optimizer/{names[id(parameter)]}/{k}": v for k, v in state.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._save_file.with_suffix(".partial")
-        metadata = {"step": str(self.step), "options": json.dumps(vars(self.options), sort_keys=True)}
+        metadata = {"step": str(self.step), "options": json.dumps(self.identity, sort_keys=True)}
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
         temporary.replace(self._save_file)
 
@@ -202,17 +234,27 @@ class TrainLoop:
             return
         from safetensors import safe_open
 
-        with safe_open(self._save_file, "pt") as file:
-            metadata = file.metadata()
-        saved = json.loads(metadata["options"])
-        changed = [k for k, v in vars(self.options).items() if saved.get(k) != v]
+        try:
+            with safe_open(self._save_file, "pt") as file:
+                metadata = file.metadata()
+            saved = json.loads(metadata["options"])
+            tensors = load_file(self._save_file)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._save_file} is damaged: {error}\nType resume=false to start anew.") from error
+        changed = [k for k in sorted({*saved, *self.identity}) if saved.get(k) != self.identity.get(k)]
         if changed:
             raise CheckpointError(
                 f"{self._save_file}: was trained with other options: "
-                + ", ".join(f"{k}={saved.get(k)} against {getattr(self.options, k)}" for k in changed)
+                + ", ".join(f"{k}={saved.get(k)} against {self.identity.get(k)}" for k in changed)
                 + ".\nGive the old options to resume, or resume=false to start anew."
             )
-        tensors = load_file(self._save_file)
+        shapes = {k.removeprefix("weight/"): v.shape for k, v in tensors.items() if k.startswith("weight/")}
+        lacking = [k for k, p in self.parameters.items() if shapes.get(k) != p.shape]
+        if lacking:
+            raise CheckpointError(
+                f"{self._save_file}: was trained with another model: {len(lacking)} weights do not fit, for example "
+                f"{lacking[:3]}.\nGive the old model to resume, or resume=false to start anew."
+            )
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{key}"])
@@ -224,3 +266,19 @@ class TrainLoop:
                 }
         self.step = int(metadata["step"])
         log(f"{self.name}: resumed at step {self.step}")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
