@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..errors import CheckpointError, NotFoundError
 from ..spec import EmbodimentSpec, Observation
@@ -88,7 +89,7 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
     _dump(temporary / "embodiments.json", {k: v.to_dict() for k, v in model.embodiments.items()})
     _dump(temporary / "meta.json", {"format": FORMAT, **versions(), **meta})
     model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
+    save_file(unshared(model.state_dict()), temporary / "model.safetensors")
     arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
     arrays |= {"state": golden.observation.state, "noise": golden.noise, "actions": golden.actions}
     save_file(
@@ -96,13 +97,29 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
         temporary / "golden.safetensors",
         {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
     )
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    old = _old(path)
+    if path.exists():  # else a crash came between the two renames, and `old` is the only one
+        shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which no two tensors share memory (tied embeddings do), as safetensors wants it."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        result[key] = value.clone(memory_format=torch.contiguous_format) if place in seen else value.contiguous()
+        seen.add(place)
+    return result
+
+
+def _old(path: Path) -> Path:
+    """Where the checkpoint that is being replaced waits for a moment."""
+    return path.with_name(path.name + ".old")
 
 
 def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = True) -> VLAModel:
@@ -115,6 +132,8 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     from transformers import AutoTokenizer
 
     path = Path(path)
+    if not path.is_dir() and _old(path).is_dir():
+        path = _old(path)
     if not path.is_dir():
         raise NotFoundError(
             f"no checkpoint at {path}. Type: brachium list checkpoints   (or train one: brachium train store=STORE)"
@@ -125,10 +144,15 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     meta = read_meta(path)
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {meta.get('format')}")
-    recipe = Recipe.from_dict(_load(path / "recipe.json"))
-    embodiments = {k: EmbodimentSpec.from_dict(v) for k, v in _load(path / "embodiments.json").items()}
-    tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"))
-    model = recipe.build(embodiments, tokenizer)
+    try:
+        recipe = Recipe.from_dict(_load(path / "recipe.json"))
+        embodiments = {k: EmbodimentSpec.from_dict(v) for k, v in _load(path / "embodiments.json").items()}
+        tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"))
+        model = recipe.build(embodiments, tokenizer)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged description or another version's leads to
+        raise CheckpointError(f"{path}: cannot build the model: {type(error).__name__}: {error}") from error
     try:
         weights = load_file(path / "model.safetensors")
     except Exception as error:  # safetensors raises its own class for a damaged file
@@ -149,7 +173,10 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
 def verify_golden(model: VLAModel, path: Path) -> float:
     """Recompute the golden batch on the CPU in float32; returns the largest difference as a share of the range."""
     golden = read_golden(path)
-    got = predict(model, golden.embodiment, golden.observation, golden.noise)
+    try:
+        got = predict(model, golden.embodiment, golden.observation, golden.noise)
+    except Exception as error:
+        raise CheckpointError(f"{path}: the golden batch does not fit the model: {error}") from error
     scale = model.get_buffer(f"action_scale_{golden.embodiment}").cpu().numpy()
     worst = float((np.abs(got - golden.actions) / scale).max())
     if not worst <= TOLERANCE:
@@ -204,5 +231,5 @@ def _dump(path: Path, data: Any) -> None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

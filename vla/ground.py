@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Grounding:
         sentences: Sentences a scene in a batch; they share one pass over the images.
         word_dropout: Share of words replaced by the unknown word, so that new words do not throw the model off.
         heldout: Number of scenes kept for evaluation.
+        out: Folder of the result, so that several trainings share it; the training's own folder when None.
     """
 
     store: str
@@ -39,11 +41,12 @@ class Grounding:
     sentences: int = 4
     word_dropout: float = 0.05
     heldout: int = 200
+    out: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneBatch:
-    """Scenes with k sentences each: uint8 images (b, n, H, W, 3), tokens (b, k, l), state (b, s), labels (b, k, r, f)."""
+    """Scenes with k sentences each: images (b, n, H, W, 3), tokens (b, k, l), state (b, s), labels (b, k, r, f)."""
 
     images: Tensor
     tokens: Tensor
@@ -63,17 +66,25 @@ class SceneData:
             )
         self.store, self.model, self.options, self.device = store, model, options, device
         self.spec = store.embodiment
-        self.state = store.lowdim("state")
-        self.objects = store.lowdim(LABEL)
+        self.state = store.lowdim("state").astype(np.float32, copy=False)
+        self.objects = store.lowdim(LABEL).astype(np.float32, copy=False)
         encode = model.instructions
-        sentences = [episode.meta["sentences"] for episode in store.episodes]
+        sentences = [episode.meta.get("sentences") or () for episode in store.episodes]
+        total = store.total_frames
+        if total <= options.heldout:
+            raise StoreError(
+                f"{store.path}: expected more than {options.heldout} scenes (grounding.heldout), got {total}"
+            )
+        counts = {len(texts) for texts in sentences}
+        if len(counts) > 1 or 0 in counts or any(episode.length != 1 for episode in store.episodes):
+            raise StoreError(
+                f"{store.path}: expected scenes of one step, each with the same number of sentences in its meta. "
+                "Type: brachium record env=scenes out=SCENES"
+            )
         self.tokens = np.stack([encode(s["text"] for s in scene) for scene in sentences])
         self.roles = np.array([[[s["roles"][role] for role in ROLES] for s in scene] for scene in sentences])
-        total = store.total_frames
         seeds = [int(episode.meta.get("seed", k)) for k, episode in enumerate(store.episodes)]
         order = np.lexsort((np.arange(total), seeds))  # recorders in parallel write in any order
-        if total <= options.heldout:
-            raise StoreError(f"{store.path}: expected more than {options.heldout} scenes, got {total}")
         self.train = order[: total - options.heldout]
         self.heldout = order[total - options.heldout :]
         batch = options.optimization.batch_size
@@ -116,11 +127,12 @@ def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -
     data = SceneData(EpisodeStore.open(options.store), model, options, device)
     if encoder.point_readout is None:
         raise StoreError("grounding needs a model that points: set model.points=true or grounding=null")
-    sample = data.batch(data.train[:: max(1, len(data.train) // 256)], None)
-    encoder.backbone.fit_pixels(sample.images)
-    positions = torch.from_numpy(data.objects[..., :3]).flatten(0, -2)
+    if not model.recipe.backbone.get("source"):  # a pretrained backbone keeps the pixels it was trained with
+        sample = data.batch(data.train[:: max(1, len(data.train) // 256)], None)
+        encoder.backbone.fit_pixels(sample.images)
+    positions = torch.from_numpy(data.objects[data.train, :, :3]).flatten(0, -2)
     centre = positions[positions.isfinite().all(-1)].mean(0)
-    encoder.point_readout.fit(torch.from_numpy(data.state).to(device), centre.to(device))
+    encoder.point_readout.fit(torch.from_numpy(data.state[data.train]).to(device), centre.to(device))
 
     def loss(batch: SceneBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         points, words, grid = encoder.point(batch.images, batch.tokens, batch.state)
@@ -136,7 +148,14 @@ def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -
         options=options.optimization,
         folder=folder,
         resume=resume,
-        evaluate=lambda: evaluate_grounding(encoder, data),
+        evaluate=(lambda: evaluate_grounding(encoder, data)) if len(data.heldout) else None,
+        identity={
+            "data": data.store.fingerprint,
+            "recipe": model.recipe.to_dict(),
+            "sentences": options.sentences,
+            "word_dropout": options.word_dropout,
+            "heldout": options.heldout,
+        },
     )
     log(
         f"grounding {sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M parameters on "
@@ -166,7 +185,8 @@ def evaluate_grounding(encoder: Encoder, data: SceneData) -> dict[str, float]:
     result = {}
     levels = torch.tensor([0.5, 0.9])
     for camera, errors in zip(data.spec.cameras, pixels):
-        median, tail = torch.cat(errors).cpu().quantile(levels).tolist()
+        found = torch.cat(errors).cpu()
+        median, tail = found.quantile(levels).tolist() if len(found) else (math.nan, math.nan)
         result |= {f"{camera.name}_px": median, f"{camera.name}_px_p90": tail}
     median, tail = torch.cat(metres).cpu().quantile(levels).tolist()
     return result | {"position_mm": 1000 * median, "position_mm_p90": 1000 * tail}

@@ -130,12 +130,13 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
     lengths = [episode.length for episode in store.episodes]
     owner = np.repeat(np.arange(len(lengths)), lengths)
     tokens = model.instructions(episode.instruction for episode in store.episodes)
-    state = store.lowdim("state")
+    state = store.lowdim("state").astype(np.float32, copy=False)
+    by_key = store.episode_frames([e.index for e in sorted(store.episodes, key=episode_key)])
     words, points = [], []
     model.eval()
     with progress("encoding frames", total=store.total_frames, unit="frames") as bar:
         for start in range(0, store.total_frames, CHUNK):
-            frames = np.arange(start, min(start + CHUNK, store.total_frames))
+            frames = by_key[start : start + CHUNK]  # the last digits depend on what is computed together
             images = {name: store.read_images(name, frames) for name in spec.camera_names}
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 encoding = model.encode(
@@ -146,12 +147,13 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
             words.append(encoding.words.float().cpu())
             points.append(encoding.points.float().cpu())
             bar.update(len(frames))
-    return {"words": torch.cat(words), "points": torch.cat(points)}
+    place = torch.from_numpy(np.argsort(by_key))
+    return {"words": torch.cat(words)[place], "points": torch.cat(points)[place]}
 
 
 def encoding_key(model: VLAModel, store: EpisodeStore) -> str:
     """16 hex digits that change with the encoder's weights or the data."""
-    digest = hashlib.sha256(store.fingerprint.encode())
+    digest = hashlib.sha256(f"{store.fingerprint} {model.recipe.max_tokens} {model.recipe.backbone}".encode())
     for key, value in sorted(model.encoder.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

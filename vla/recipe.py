@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..spec import EmbodimentSpec
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class Recipe:
         unknown = set(data) - known
         if unknown:
             raise CheckpointError(f"recipe has unknown keys {sorted(unknown)}: written by another version?")
+        missing = {"backbone", "head"} - set(data)
+        if missing:
+            raise CheckpointError(f"recipe has no {sorted(missing)}: damaged, or written by another version?")
         return cls(**data)
 
     def build(
@@ -81,17 +84,31 @@ def instantiate(node: Mapping[str, Any], *, trusted: tuple[str, ...] = ("brachiu
 
     Raises:
         CheckpointError: `_target_` lies outside the `trusted` packages; a checkpoint may be somebody else's file.
+        ConfigError: No such class, or arguments it does not take.
     """
     from hydra.utils import get_class
 
-    for target in _targets(node):
-        if target.partition(".")[0] not in trusted:
+    def check(target: str, module: str) -> None:
+        if module.partition(".")[0] not in trusted:
             raise CheckpointError(
                 f"refusing to import {target!r}: only {list(trusted)} are trusted. "
                 "If you trust where it comes from, pass trusted=('brachium', 'its_package')."
             )
+
+    for target in _targets(node):
+        check(target, target)
+    target = str(node["_target_"])
+    try:
+        made = get_class(target)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"there is no class {target!r}: {error}") from error
+    check(target, made.__module__)  # a trusted module may have imported others
     options = {k: v for k, v in node.items() if not k.startswith("_")}
-    return get_class(str(node["_target_"]))(**options, **arguments)
+    parameters = inspect.signature(made).parameters
+    unknown = [k for k in options if k not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise ConfigError(f"{target} takes no {unknown[0]!r}. {did_you_mean(unknown[0], parameters)}")
+    return made(**options, **arguments)
 
 
 def _targets(node: Any) -> Iterator[str]:
