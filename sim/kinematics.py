@@ -52,21 +52,52 @@ class ArmKinematics:
     def solve(self, position: np.ndarray, quat: np.ndarray, seed: np.ndarray) -> np.ndarray:
         """Joint angles [rad] that bring the tool to `position` [m] and `quat` (wxyz), starting from `seed`.
 
-        Out of reach, the nearest reachable pose within the joint limits is returned.
+        Out of reach, or where full Newton steps do not converge, a pose is returned that is nearer than the seed's, and
+        no nearer one lies close by; joint limits hold in any case. Position counts five times as much as rotation [rad].
         """
         self._set(seed)
         target = mink.SE3.from_rotation_and_translation(mink.SO3(np.asarray(quat, float)), np.asarray(position, float))
         self._task.set_target(target)
         for _ in range(self._iterations):
-            error = self._task.compute_error(self.configuration)
-            close = np.linalg.norm(error[:3]) < self._position_tolerance
-            if close and np.linalg.norm(error[3:]) < self._rotation_tolerance:
+            if self._arrived():
                 break
-            velocity = mink.solve_ik(
-                self.configuration, [self._task, self._posture], 1.0, "daqp", damping=1e-8, limits=self._limits
-            )
-            self.configuration.integrate_inplace(velocity, 1.0)
+            self.configuration.integrate_inplace(self._velocity(1e-8), 1.0)
+        if not self._arrived():
+            self._set(seed)
+            self._descend(max(16, self._iterations))
         return self.configuration.q[self._qpos].copy()
+
+    def _velocity(self, damping: float) -> np.ndarray:
+        return mink.solve_ik(
+            self.configuration, [self._task, self._posture], 1.0, "daqp", damping=damping, limits=self._limits
+        )
+
+    def _arrived(self) -> bool:
+        error = self._task.compute_error(self.configuration)
+        close = np.linalg.norm(error[:3]) < self._position_tolerance
+        return bool(close and np.linalg.norm(error[3:]) < self._rotation_tolerance)
+
+    def _cost(self) -> float:
+        return float(np.linalg.norm(self._task.compute_error(self.configuration) * self._task.cost))
+
+    def _descend(self, iterations: int) -> None:
+        """Damped steps within a trust radius [rad], each of which brings the tool nearer to the target.
+
+        Newton's full steps overshoot at joint limits and stretched arms; a policy may well ask for such poses.
+        """
+        radius, cost = 0.3, self._cost()
+        for _ in range(iterations):
+            if radius < 1e-3 or self._arrived():
+                break
+            q, velocity = self.configuration.q.copy(), self._velocity(1e-5)
+            longest = float(np.abs(velocity).max())
+            self.configuration.integrate_inplace(velocity, min(1.0, radius / max(longest, 1e-9)))
+            nearer = self._cost()
+            if nearer < cost:
+                cost, radius = nearer, min(2.0 * radius, 1.0)
+            else:
+                self.configuration.update(q)
+                radius *= 0.4
 
     def _set(self, joints: np.ndarray) -> None:
         q = self.configuration.q.copy()
