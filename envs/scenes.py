@@ -117,7 +117,7 @@ class SceneSampler:
         movable = [item for item in scene.items if item.kind in OBJECT_KINDS]
         near = scene.items[int(rng.integers(len(scene.items)))]
         style = rng.random()
-        if style < 0.35:
+        if style < 0.45:
             tool[:2] = np.array([near.x, near.y]) + rng.normal(0.0, 0.035, 2)
             tool[2] = 0.02 + abs(rng.normal(0.0, 0.08))
         held = movable[int(rng.integers(len(movable)))] if movable and style > 1.0 - self.held else None

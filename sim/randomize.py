@@ -23,9 +23,9 @@ class DomainRandomization:
         brightness: Half range of the change of the light's strength.
     """
 
-    camera_position: float = 0.01
-    camera_target: float = 0.005
-    camera_fovy: float = 0.5
+    camera_position: float = 0.004
+    camera_target: float = 0.003
+    camera_fovy: float = 0.3
     color: float = 0.04
     table_color: float = 0.12
     light_position: float = 0.4

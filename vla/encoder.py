@@ -48,7 +48,8 @@ class Encoder(nn.Module):
 
     Args:
         backbone: Images and words to features.
-        points: Whether to point at the roles; needs grounding (supervision of the points) to be of use.
+        tool: Indices of the tool position in the state, to point at the roles with; None for a model that does not.
+            Pointing needs grounding (supervision of the points) to be of use.
         cameras: Number of cameras.
         state_dim: Proprioception dimension.
         vocab_size: Size of the vocabulary whose words the summary must be able to name.
@@ -56,20 +57,31 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, *, backbone: Backbone, points: bool, cameras: int, state_dim: int, vocab_size: int, pad_id: int
+        self,
+        *,
+        backbone: Backbone,
+        tool: tuple[int, int, int] | None,
+        cameras: int,
+        state_dim: int,
+        vocab_size: int,
+        pad_id: int,
     ) -> None:
         super().__init__()
         self.backbone, self.pad_id = backbone, pad_id
         self.point_readout = (
             PointReadout(
-                width=backbone.width, vision_width=backbone.vision_width, cameras=cameras, state_dim=state_dim
+                width=backbone.width,
+                vision_width=backbone.vision_width,
+                cameras=cameras,
+                state_dim=state_dim,
+                tool=tool,
             )
-            if points
+            if tool is not None
             else None
         )
-        self.word_readout = nn.Linear(backbone.width, vocab_size) if points else None
+        self.word_readout = nn.Linear(backbone.width, vocab_size) if tool is not None else None
         self.width = backbone.width
-        self.points_dim = len(ROLES) * (3 * cameras + 3) if points else 0
+        self.points_dim = len(ROLES) * (3 * cameras + 3) if tool is not None else 0
 
     def point(
         self,

@@ -46,7 +46,7 @@ class VLAModel(nn.Module):
         backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
         self.encoder = Encoder(
             backbone=backbone,
-            points=recipe.points,
+            tool=tool_indices(first) if recipe.points else None,
             cameras=cameras,
             state_dim=first.state.dim,
             vocab_size=len(tokenizer),
@@ -132,21 +132,11 @@ class VLAModel(nn.Module):
         if self.recipe.points:
             # What matters for acting is where things are from the tool, not from the base.
             per_role = encoding.points.unflatten(1, (len(ROLES), -1))
-            tool = state[:, None, self._tool(embodiment)] / METRES
+            tool = state[:, None, list(tool_indices(self.embodiments[embodiment]))] / METRES
             centred = per_role.clone()
             centred[..., -3:] = (per_role[..., -3:] * METRES - self.encoder.point_readout.centre) / METRES
             parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
         return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
-
-    def _tool(self, embodiment: str) -> list[int]:
-        names = self.embodiments[embodiment].state.names
-        try:
-            return [names.index(axis) for axis in ("x", "y", "z")]
-        except ValueError:
-            raise SpecMismatchError(
-                f"embodiment {embodiment!r}: a model that points needs the tool position x, y, z in the state, "
-                f"got {names}; set model.points=false"
-            ) from None
 
     def _buffer(self, name: str, embodiment: str) -> Tensor:
         return self.get_buffer(f"{name}_{embodiment}")
@@ -165,6 +155,17 @@ class VLAModel(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+
+def tool_indices(spec: EmbodimentSpec) -> tuple[int, int, int]:
+    """Where the tool position x, y, z [m] stands in the state."""
+    names = spec.state.names
+    if any(axis not in names for axis in ("x", "y", "z")):
+        raise SpecMismatchError(
+            f"embodiment {spec.name!r}: a model that points needs the tool position x, y, z in the state, "
+            f"got {names}; set model.points=false"
+        )
+    return names.index("x"), names.index("y"), names.index("z")
 
 
 def stack_images(images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device) -> Tensor:

@@ -83,7 +83,7 @@ def train(
     vla.set_statistics(name, statistics)
     notes: dict[str, Any] = {"seconds": {}, "parameters": vla.parameter_count()}
     if grounding is not None and encoder is None:
-        notes["grounding"] = _ground_once(vla, grounding, folder, resume)
+        notes["grounding"] = _ground_once(vla, grounding, Path(grounding.out or folder), resume)
         notes["seconds"]["ground"] = time.monotonic() - begin
     elif encoder is None and not vla.recipe.points:
         _fit_pixels(vla, data, training)
@@ -201,7 +201,7 @@ def _build(
 
 
 def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool) -> Mapping[str, float]:
-    """Ground, or take the finished result of an earlier run with the same options (with resume)."""
+    """Ground, or take the finished result of an earlier run with the same options, data and words."""
     from safetensors.torch import load_file, save_file
 
     done, key = folder / "grounded.safetensors", folder / "grounded.json"
@@ -209,15 +209,16 @@ def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool
         "options": vars(grounding.optimization),
         "store": EpisodeStore.open(grounding.store).fingerprint,
         "sentences": grounding.sentences,
-        "words": len(vla.tokenizer),
+        "words": sorted(vla.tokenizer.get_vocab()),
+        "backbone": dict(vla.recipe.backbone),
     }
-    if resume and done.exists() and key.exists():
+    if done.exists() and key.exists():
         saved = json.loads(key.read_text())
         if saved["wanted"] == json.loads(json.dumps(wanted)):
             weights = load_file(done)
             vla.encoder.backbone.pixel_mean = weights["backbone.pixel_mean"].to(vla.device)
             vla.encoder.load_state_dict(weights)
-            log(f"{done}: grounding is done already")
+            log(f"{done}: grounding is done already; reusing it")
             return dict(saved["metrics"])
     metrics = ground(vla, grounding, folder, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)

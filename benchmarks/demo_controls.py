@@ -1,0 +1,118 @@
+"""Honesty checks of the demo: controls, the expert, training seeds, and success over demonstrations and minutes.
+
+Run by ``make bench-demo``. Everything lands in ``outputs/bench-demo`` (reused when run again); the figures go to
+``benchmarks/results/demo.json`` and, as tables, to ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+
+from brachium.console import log, progress
+from brachium.policies.intervals import rate
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "outputs" / "bench-demo"
+TASKS = ("reach", "push", "place")
+
+
+def brachium(*words: str) -> None:
+    """Run the command as a user would."""
+    log("$ brachium " + " ".join(words))
+    subprocess.run([str(Path(os.sys.executable).with_name("brachium")), *words], check=True)  # type: ignore[attr-defined]
+
+
+def demo(*words: str, name: str = "demo") -> dict[str, Any]:
+    """Run the demo with options and return its result."""
+    brachium("demo", f"out={OUT / name}", *words)
+    return json.loads((OUT / name / "result.json").read_text())
+
+
+def evaluation(run: str, out: str, *words: str) -> dict[str, Any]:
+    """Evaluate a checkpoint of the demo with options and return its summary."""
+    target = OUT / out
+    brachium("eval", f"checkpoint={OUT / 'demo' / run / 'checkpoint'}", f"out={target}", "videos=0", "report=false", *words)
+    return json.loads((target / "summary.json").read_text())
+
+
+def expert(episodes: int) -> dict[str, Any]:
+    """Success of the scripted experts on the evaluation's own seeds."""
+    from brachium.cli.compose import load
+
+    result = {}
+    for task in TASKS:
+        env = load(f"env/tabletop/{task}")(images=False)
+        wins = 0
+        with progress(f"expert {task}", total=episodes, unit="episodes") as bar:
+            for seed in range(1_000_000, 1_000_000 + episodes):
+                env.reset(seed=seed)
+                ended = False
+                while not ended:
+                    _, _, terminated, truncated, info = env.step(env.expert_action())
+                    ended = terminated or truncated
+                wins += bool(info["success"])
+                bar.update(1)
+        result[task] = rate(wins, episodes)
+    return result
+
+
+def chance(episodes: int = 2000) -> dict[str, float]:
+    """Success of a perfect actor that does what a shuffled instruction says: the share of instructions still right."""
+    from brachium.cli.compose import load
+    from brachium.envs.tabletop import misname
+
+    result = {}
+    for task in TASKS:
+        made = load(f"env/tabletop/{task}")(images=False)
+        same = 0
+        for seed in range(episodes):
+            episode = made.task.sample(np.random.default_rng(seed), "train")
+            told = misname(made.task, episode, "train", seed).instruction
+            same += all(name in told for name in episode.roles.values())
+        result[task] = same / episodes
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes a task")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds (encoder and head)")
+    parser.add_argument("--demos", type=int, nargs="*", default=[50, 100, 200], help="smaller demonstration counts")
+    options = parser.parse_args()
+    episodes = f"episodes={options.episodes}"
+    results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
+    results["demo"] = demo(episodes)
+    for control in ("shuffle", "blind"):
+        results[control] = evaluation("flow-0", control, episodes, f"control={control}")
+    results["chance"] = chance()
+    results["expert"] = expert(options.episodes)
+    results["tokenized"] = demo(episodes, "model/head=tokenized")
+    results["seeds"] = [results["demo"]]
+    for seed in range(1, options.seeds):
+        words = (f"optimization.seed={seed}", f"grounding.optimization.seed={seed}")
+        results["seeds"].append(demo(episodes, *words, name=f"seed-{seed}"))
+    results["demonstrations"] = []
+    for count in options.demos:
+        words = (f"demos={count}", f"encoder={OUT / 'demo' / 'flow-0' / 'checkpoint'}")
+        results["demonstrations"].append({"per_task": count, **demo(episodes, *words, name=f"demos-{count}")})
+    target = ROOT / "benchmarks" / "results" / "demo.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(results, indent=1) + "\n")
+    from results_page import write_page
+
+    write_page(results, ROOT / "docs" / "results.md")
+    log(f"wrote {target} and docs/results.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The verb ``brachium demo``: record, inspect, train, evaluate, report - the whole way in one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .console import human_time, log, table
+from .datasets.inspect import inspect_store
+from .datasets.store import EpisodeStore
+from .envs.record import record
+from .policies.evaluate import evaluate
+from .vla.ground import Grounding
+from .vla.loop import Optimization
+from .vla.recipe import Recipe
+
+STAGES = ("record", "train", "eval")
+
+
+def demo(
+    *,
+    suite: Mapping[str, Callable[..., Any]],
+    scenes: Callable[..., Any],
+    model: Recipe,
+    grounding: Grounding,
+    optimization: Optimization,
+    executor: Callable[..., Any],
+    vector: Callable[..., Any],
+    out: str = "outputs/demo",
+    tables: int = 2500,
+    demos: int = 400,
+    episodes: int = 120,
+    workers: int = 2,
+    num_envs: int = 8,
+    videos: int = 4,
+    device: str = "auto",
+) -> int:
+    """Demonstrations -> episode store -> trained policy -> closed loop in simulation -> report.
+
+    Everything lands in one folder. A second run reuses what is there and says so; an interrupted one goes on.
+
+    Args:
+        suite: Task name -> environment factory.
+        scenes: Factory of labelled scenes for grounding.
+        model: Recipe of the model.
+        grounding: Grounding stage.
+        optimization: Training of the head.
+        executor: Turns chunks into actions.
+        vector: Makes a vector environment from factories.
+        out: Folder for everything.
+        tables: Tables drawn for grounding; each is seen in several arm poses.
+        demos: Demonstrations a task.
+        episodes: Evaluation episodes a task.
+        workers: Recording processes.
+        num_envs: Environments at once in evaluation.
+        videos: Videos a task.
+        device: ``cpu``, ``cuda`` or ``auto``.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = StageClock(folder / "seconds.json")
+    head = str(model.head["_target_"]).rpartition(".")[2].removesuffix("Head").lower()
+    run = folder / f"{head}-{optimization.seed}"
+    log(f"brachium demo: {', '.join(suite)} in {folder}")
+    with clock.stage("record"):
+        record(env=scenes, out=str(folder / "scenes"), episodes=tables, workers=workers)
+        for make in suite.values():
+            record(env=make, out=str(folder / "store"), episodes=demos, workers=workers)
+    inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
+    grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
+    with clock.stage("train", run):
+        _train(folder, run, model, grounding, optimization, device)
+    with clock.stage("eval", run):
+        evaluate(
+            checkpoint=str(run / "checkpoint"),
+            executor=executor,
+            vector=vector,
+            suite=suite,
+            out=str(run / "eval"),
+            episodes=episodes,
+            num_envs=num_envs,
+            videos=videos,
+            report=False,
+        )
+    result = collect_result(folder, run, clock)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    from .policies.report import write_report
+
+    report = write_report(run / "eval", run / "checkpoint", extra=result)
+    shutil.copyfile(report, folder / "report.html")
+    _farewell(folder, run, result)
+    return 0
+
+
+def _train(
+    folder: Path, run: Path, model: Recipe, grounding: Grounding, optimization: Optimization, device: str
+) -> None:
+    """Train unless the same request on the same data is answered by the checkpoint that is there."""
+    from .vla.train import train
+
+    request = {
+        "model": model.to_dict(),
+        "grounding": {"options": vars(grounding.optimization), "sentences": grounding.sentences},
+        "optimization": vars(optimization),
+        "data": {name: EpisodeStore.open(folder / name).fingerprint for name in ("store", "scenes")},
+    }
+    wanted, note = json.dumps(request, sort_keys=True, default=str), run / "request.json"
+    same = note.exists() and note.read_text() == wanted
+    if same and (run / "checkpoint").exists():
+        log(f"{run / 'checkpoint'}: trained already on this data; reusing it")
+        return
+    if not same and run.exists():
+        log(f"{run}: was trained with other options or data; starting anew")
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    note.write_text(wanted)
+    train(
+        store=str(folder / "store"),
+        model=model,
+        grounding=grounding,
+        optimization=optimization,
+        out=str(run),
+        resume=True,
+        device=device,
+    )
+
+
+class StageClock:
+    """Wall time of each stage, summed over interrupted runs; a stage that is reused keeps what it took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def stage(self, name: str, run: Path | None = None) -> _Stage:
+        """Time a stage (of one run)."""
+        return _Stage(self, name if run is None else f"{run.name}/{name}")
+
+    def of(self, name: str, run: Path) -> float:
+        """Seconds of a stage [s]."""
+        return self.seconds.get(f"{run.name}/{name}", self.seconds.get(name, 0.0))
+
+
+class _Stage:
+    REUSED = 2.0
+    """A stage over sooner than this only found that all was there [s]."""
+
+    def __init__(self, clock: StageClock, key: str) -> None:
+        self.clock, self.key = clock, key
+
+    def __enter__(self) -> None:
+        self.begin = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        spent = time.monotonic() - self.begin
+        if spent > self.REUSED or self.key not in self.clock.seconds:
+            self.clock.seconds[self.key] = self.clock.seconds.get(self.key, 0.0) + spent
+            self.clock.path.write_text(json.dumps(self.clock.seconds, indent=1) + "\n")
+
+
+def collect_result(folder: Path, run: Path, clock: StageClock) -> dict[str, Any]:
+    """The machine-readable result; every figure is read from what the stages wrote."""
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    keys = ("episodes", "success", "success_rate", "ci95")
+    seconds = {name: round(clock.of(name, run), 1) for name in STAGES}
+    return {
+        **{k: summary["total"][k] for k in keys},
+        "tasks": {name: {k: task[k] for k in keys} for name, task in summary["tasks"].items()},
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "demos": EpisodeStore.open(folder / "store").num_episodes,
+        "parameters": summary["parameters"],
+        "head": summary["head"],
+        "seed": summary["train_seed"],
+    }
+
+
+def _farewell(folder: Path, run: Path, result: Mapping[str, Any]) -> None:
+    rows = []
+    for name, part in [*result["tasks"].items(), ("all", result)]:
+        low, high = part["ci95"]
+        share = f"{100 * part['success_rate']:.0f} %"
+        rows.append([name, f"{part['success']}/{part['episodes']}", share, f"[{100 * low:.0f}, {100 * high:.0f}] %"])
+    seconds = result["seconds"]
+    times = ", ".join(f"{name} {human_time(seconds[name])}" for name in STAGES)
+    table(
+        f"\n{result['head']}, {result['parameters'] / 1e6:.1f} M parameters, {result['demos']} demonstrations: "
+        f"{human_time(seconds['total'])} ({times})",
+        ["task", "success", "rate", "95 % interval"],
+        rows,
+    )
+    print(f"\nReport: {folder / 'report.html'}   (videos inside; open it in a browser)")
+    print("Next:")
+    print(f"  brachium eval checkpoint={run / 'checkpoint'} env=tabletop/push executor=ensemble")
+    print("  brachium demo model/head=tokenized")
+    print(f"  brachium train store={folder / 'store'} encoder={run / 'checkpoint'} optimization.steps=8000")
