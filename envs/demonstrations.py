@@ -38,7 +38,7 @@ class ExpertDemonstrations:
 
     Args:
         env: An environment with `expert_action`.
-        noise: Standard deviation of the disturbance, as a share of each action's limit.
+        noise: Standard deviation of the disturbance, as a share of what the control mode's `disturbance` says.
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens by itself once.
         settle: Steps recorded after success (the policy should stay there).
@@ -55,16 +55,14 @@ class ExpertDemonstrations:
         """Run one episode; the same seed gives the same episode."""
         env, rng = self.env, np.random.default_rng([seed, 0xDE40])
         observation, _ = env.reset(seed=seed)
-        spec = env.embodiment.spec.action
-        scale = self.noise * np.asarray(spec.high, np.float64) * (rng.random() < self.noisy)
-        scale[-1] = 0.0  # never the gripper: a half-open gripper is another action, not a disturbed one
-        scale[3:-1] *= float(spec.rotation != "axis_angle")  # tools stay upright
+        embodiment = env.embodiment
+        scale = self.noise * embodiment.control.disturbance(embodiment.robot) * (rng.random() < self.noisy)
         drop_at = int(rng.integers(4, 20)) if rng.random() < self.drop else -1
         steps: list[Step] = []
         success, after = False, 0
         for t in range(env.task.max_steps):
             action = env.expert_action()
-            images = {name: observation[name] for name in env.embodiment.spec.camera_names}
+            images = {name: observation[name] for name in embodiment.spec.camera_names}
             steps.append(Step(images, observation["state"], action, {}))
             if success and (after := after + 1) >= self.settle:
                 break

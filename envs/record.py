@@ -47,7 +47,7 @@ def record(
         episodes: Number of episodes (of tables, for scenes) that the store shall have of this task.
         seed: First seed; episode k has seed `seed` + k.
         workers: Processes.
-        noise: Disturbance of the executed action, as a share of its limits; labels stay clean.
+        noise: Disturbance of the executed action, as a share of its largest step; labels stay clean.
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
         keep_failures: Also keep episodes in which the expert failed.

@@ -21,6 +21,9 @@ class ControlMode(Protocol):
     def action_spec(self, robot: RobotModel) -> FeatureSpec:
         """Names, units and limits of an action."""
 
+    def disturbance(self, robot: RobotModel) -> np.ndarray:
+        """What counts as a disturbance of size 1 of each element of an action (a,); 0 where none is wanted."""
+
     def driver(self, robot: RobotModel) -> Driver:
         """A driver for one world."""
 
@@ -77,6 +80,10 @@ class EndEffectorDelta:
             rotation="axis_angle",
             gripper="open_is_1",
         )
+
+    def disturbance(self, robot: RobotModel) -> np.ndarray:
+        """The largest step of the position; the tool stays upright, and half-open is another action of the gripper."""
+        return np.array([self.max_step] * 3 + [0.0] * 4)
 
     def driver(self, robot: RobotModel) -> EndEffectorDeltaDriver:
         """A driver for one world."""
@@ -153,6 +160,10 @@ class JointPosition:
             rotation="joint",
             gripper="open_is_1",
         )
+
+    def disturbance(self, robot: RobotModel) -> np.ndarray:
+        """Angles that move the tool about as far as the largest end-effector step; never the gripper."""
+        return np.array([0.08] * len(robot.joints) + [0.0])
 
     def driver(self, robot: RobotModel) -> JointPositionDriver:
         """A driver for one world."""

@@ -34,7 +34,7 @@ def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> muj
     """Compile table, robot and items into one model; takes about a millisecond.
 
     Args:
-        robot: Stands at the origin of the world, which is also its base frame; the table top is z = 0.
+        robot: Its file says where it stands; the world's origin is the base frame and the table top is z = 0.
         scene: Items become bodies of the same name; an item that moves has the free joint ``NAME``.
         timestep: Physics step [s].
     """
