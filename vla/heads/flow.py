@@ -28,7 +28,8 @@ class FlowHead(nn.Module):
         width: Width of the residual blocks.
         depth: Number of residual blocks.
         steps: Solver steps when sampling.
-        solver: ``euler``, ``midpoint`` or ``heun``.
+        solver: ``euler``, ``midpoint`` or ``heun``. Midpoint is the best of them at the same number of calls: Heun's
+            last call is at t = 0, where a narrow distribution has no smooth field, and leaves noise in the actions.
         draws: Noise draws a chunk in training; the context is computed once for all.
         time_alpha: First parameter of the Beta(alpha, 1) distribution of t; more than 1 favours noise.
     """
@@ -43,7 +44,7 @@ class FlowHead(nn.Module):
         width: int = 256,
         depth: int = 3,
         steps: int = 5,
-        solver: str = "heun",
+        solver: str = "midpoint",
         draws: int = 4,
         time_alpha: float = 1.5,
     ) -> None:
