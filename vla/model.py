@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..datasets.normalize import Normalizer
 from ..datasets.statistics import Statistics
-from ..errors import SpecMismatchError, did_you_mean
+from ..errors import SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
 from .encoder import Encoder, Encoding
 from .grounding import METRES, ROLES
@@ -41,7 +41,7 @@ class VLAModel(nn.Module):
         super().__init__()
         self.recipe, self.embodiments, self.tokenizer = recipe, embodiments, tokenizer
         self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens)
-        first = next(iter(embodiments.values()))
+        first = _require_alike(embodiments, recipe.points)
         cameras = len(first.cameras)
         backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
         self.encoder = Encoder(
@@ -73,13 +73,15 @@ class VLAModel(nn.Module):
 
         Action dimensions that never change in the data are not modelled: they keep their constant.
         """
-        self._checked(embodiment)
         for kind, mode in (("state", self.recipe.state_normalization), ("action", self.recipe.action_normalization)):
             normalizer = Normalizer(mode=mode, statistics=statistics[kind])
             self._buffer(f"{kind}_offset", embodiment).copy_(torch.from_numpy(np.asarray(normalizer.offset)))
             self._buffer(f"{kind}_scale", embodiment).copy_(torch.from_numpy(np.asarray(normalizer.scale)))
         action = statistics["action"]
-        self._buffer("action_active", embodiment).copy_(torch.from_numpy(np.asarray(action.max > action.min)))
+        active = np.asarray(action.max > action.min)
+        if not active.any():
+            raise StoreError(f"embodiment {embodiment!r}: no action ever changes in the data, nothing to learn")
+        self._buffer("action_active", embodiment).copy_(torch.from_numpy(active))
 
     def encode(
         self,
@@ -120,12 +122,12 @@ class VLAModel(nn.Module):
         actions = self.head.sample(context, noise, active, embodiment).float() * active * scale + offset
         spec = self.embodiments[embodiment].action
         if spec.low:
-            low = torch.tensor(spec.low, device=actions.device)
-            actions = torch.minimum(torch.maximum(actions, low), torch.tensor(spec.high, device=actions.device))
+            actions = torch.maximum(actions, torch.tensor(spec.low, device=actions.device))
+        if spec.high:
+            actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
         return actions
 
     def _context(self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str) -> Context:
-        self._checked(embodiment)
         offset, scale = self._buffer("state_offset", embodiment), self._buffer("state_scale", embodiment)
         body = self.state_in[embodiment]((state - offset) / scale)
         parts = [self.words_norm(encoding.words), body]
@@ -139,6 +141,7 @@ class VLAModel(nn.Module):
         return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
 
     def _buffer(self, name: str, embodiment: str) -> Tensor:
+        self._checked(embodiment)
         return self.get_buffer(f"{name}_{embodiment}")
 
     def _checked(self, embodiment: str) -> None:
@@ -155,6 +158,23 @@ class VLAModel(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _require_alike(embodiments: Mapping[str, EmbodimentSpec], points: bool) -> EmbodimentSpec:
+    """The first embodiment, after a check that one encoder can serve all."""
+    if not embodiments:
+        raise SpecMismatchError("a model needs at least one embodiment")
+    first = next(iter(embodiments.values()))
+    for name, spec in embodiments.items():
+        if "." in name:
+            raise SpecMismatchError(f"embodiment {name!r} names layers of the model: use no '.' in it")
+        same = spec.camera_names == first.camera_names and spec.state.names == first.state.names
+        if points and (not same or spec.state.dim != first.state.dim):
+            raise SpecMismatchError(
+                f"a model that points needs embodiments of the same cameras and state: {first.name!r} has "
+                f"{first.camera_names} and {first.state.names}, {name!r} has {spec.camera_names} and {spec.state.names}"
+            )
+    return first
 
 
 def tool_indices(spec: EmbodimentSpec) -> tuple[int, int, int]:
