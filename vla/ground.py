@@ -151,7 +151,9 @@ def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -
         evaluate=(lambda: evaluate_grounding(encoder, data)) if len(data.heldout) else None,
         identity={
             "data": data.store.fingerprint,
-            "recipe": model.recipe.to_dict(),
+            "backbone": dict(model.recipe.backbone),
+            "words": sorted(model.tokenizer.get_vocab()),
+            "max_tokens": model.recipe.max_tokens,
             "sentences": options.sentences,
             "word_dropout": options.word_dropout,
             "heldout": options.heldout,

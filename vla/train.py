@@ -19,11 +19,11 @@ from ..datasets.statistics import Statistics, compute_statistics
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, SpecMismatchError, StoreError
 from ..spec import Observation
-from .checkpoint import Golden, load_checkpoint, make_golden, save_checkpoint
+from .checkpoint import Golden, load_checkpoint, make_golden, save_checkpoint, unshared
 from .ground import Grounding, ground
 from .loop import Optimization, TrainLoop
 from .model import VLAModel
-from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key
+from .policy_data import PolicyBatch, PolicyData, cached_encodings, encoding_key, episode_key
 from .recipe import Recipe
 from .tokenizer import word_tokenizer
 
@@ -115,6 +115,12 @@ def train(
         resume=resume,
         evaluate=(lambda: evaluate_heldout(vla, test, name, statistics)) if test else None,
         evaluate_every=evaluate_every,
+        identity={
+            "encoder_and_data": encoding_key(vla, data),
+            "recipe": {**vla.recipe.to_dict(), "backbone": None},
+            "heldout": heldout,
+            "freeze_encoder": freeze_encoder,
+        },
     )
     metrics = loop.run()
     loop.use_average()
@@ -129,8 +135,7 @@ def train(
     }
     checkpoint = save_checkpoint(folder / "checkpoint", vla.cpu(), _golden(vla, data, training), notes)
     load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
-    for stage in ("ground", "act"):
-        (folder / f"resume-{stage}.safetensors").unlink(missing_ok=True)
+    (folder / "resume-act.safetensors").unlink(missing_ok=True)
     log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env)
@@ -153,8 +158,10 @@ def _check_env(env: Callable[..., Any] | None, data: EpisodeStore) -> None:
     if env is None:
         return
     made = env()
-    data.embodiment.require_same(made.spec_embodiment, f"store {data.path}", "environment")
-    made.close()
+    try:
+        data.embodiment.require_same(made.spec_embodiment, f"store {data.path}", "environment")
+    finally:
+        made.close()
 
 
 def _split(data: EpisodeStore, episodes: list[int], heldout: float) -> tuple[list[int], list[int]]:
@@ -166,9 +173,7 @@ def _split(data: EpisodeStore, episodes: list[int], heldout: float) -> tuple[lis
     return (training, test) if training else (episodes, [])
 
 
-def _build(
-    recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int
-) -> VLAModel:
+def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int) -> VLAModel:
     """A fresh model; with `encoder`, its encoder and tokenizer are taken from a checkpoint."""
     embodiments = {data.embodiment.name: data.embodiment}
     if encoder is not None:
@@ -197,24 +202,36 @@ def _build(
     if grounding is not None:
         for episode in EpisodeStore.open(grounding.store).episodes:
             corpus += [sentence["text"] for sentence in episode.meta.get("sentences", ())]
-    return recipe.build(embodiments, word_tokenizer(corpus), seed=seed)
+    tokenizer = word_tokenizer(corpus)
+    model = recipe.build(embodiments, tokenizer, seed=seed)
+    if grounding is not None:  # what grounding gives must not depend on the seed of what comes after
+        model.encoder = recipe.build(embodiments, tokenizer, seed=grounding.optimization.seed).encoder
+    return model
 
 
 def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool) -> Mapping[str, float]:
     """Ground, or take the finished result of an earlier run with the same options, data and words."""
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    done, key = folder / "grounded.safetensors", folder / "grounded.json"
+    done = folder / "grounded.safetensors"
     wanted = {
         "options": vars(grounding.optimization),
         "store": EpisodeStore.open(grounding.store).fingerprint,
         "sentences": grounding.sentences,
+        "word_dropout": grounding.word_dropout,
+        "heldout": grounding.heldout,
         "words": sorted(vla.tokenizer.get_vocab()),
+        "max_tokens": vla.recipe.max_tokens,
         "backbone": dict(vla.recipe.backbone),
     }
-    if done.exists() and key.exists():
-        saved = json.loads(key.read_text())
-        if saved["wanted"] == json.loads(json.dumps(wanted)):
+    if done.exists():
+        try:
+            with safe_open(done, "pt") as file:
+                saved = json.loads(file.metadata()["grounding"])
+        except Exception:  # damaged, or something else: ground anew
+            saved = {"wanted": None}
+        if saved["wanted"] == json.loads(json.dumps(wanted, default=str)):
             weights = load_file(done)
             vla.encoder.backbone.pixel_mean = weights["backbone.pixel_mean"].to(vla.device)
             vla.encoder.load_state_dict(weights)
@@ -223,9 +240,10 @@ def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool
     metrics = ground(vla, grounding, folder, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = done.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in vla.encoder.state_dict().items()}, temporary)
+    note = json.dumps({"wanted": wanted, "metrics": metrics}, default=str)
+    save_file(unshared(vla.encoder.state_dict()), temporary, {"grounding": note})
     temporary.replace(done)
-    key.write_text(json.dumps({"wanted": wanted, "metrics": metrics}))
+    (folder / "resume-ground.safetensors").unlink(missing_ok=True)
     return metrics
 
 
