@@ -245,3 +245,24 @@ def _explain_message(verb: str, error: Exception) -> ConfigError:
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text} ({_first_line(error.__cause__)})" if text else _first_line(error.__cause__)
     return ConfigError(f"the config of `{verb}` cannot be composed: {text.strip()}")
+
+
+def load(part: str, *overrides: str) -> Any:
+    """Make one part of the configuration from Python: ``load("env/tabletop/reach")`` is an environment factory.
+
+    Args:
+        part: Group and option, for example ``embodiment/arm7_ee``.
+        overrides: Changes below the part, for example ``task.max_steps=50``.
+
+    Raises:
+        ConfigError: No such part or key.
+    """
+    from hydra.utils import instantiate
+
+    group, _, option = part.partition("/")
+    with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
+        try:
+            config = compose(overrides=[f"+{group}@part={option}", *(f"part.{o}" for o in overrides)])
+        except COMPOSE_ERRORS as error:
+            raise ConfigError(f"cannot compose {part!r} with {list(overrides)}: {_first_line(error)}") from error
+    return instantiate(config.part, _convert_="all")

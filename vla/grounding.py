@@ -1,8 +1,9 @@
 """Pointing: readout tokens of a backbone look up, in every camera, the thing that the words name.
 
 A query made from a readout token is compared with every patch of the vision map (as in CLIP-style open-vocabulary
-detection, Minderer et al. 2022); the expected coordinate of the softmax (spatial softmax, Levine et al. 2016) is the
-point. From the points, the visibilities and proprioception a small network computes the position in the base frame.
+detection, Minderer et al. 2022). The expected coordinate of the softmax (spatial softmax, Levine et al. 2016), moved by
+at most a patch by what the attended features say, is the point. From the points, the visibilities and proprioception a
+small network computes the position in the base frame.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class PointReadout(nn.Module):
             nn.Linear(width, 2 * vision_width), nn.GELU(), nn.Linear(2 * vision_width, cameras * vision_width)
         )
         self.key = nn.Linear(vision_width, vision_width)
-        self.visible = nn.Linear(2 * vision_width, 1)
+        self.refine = nn.Linear(2 * vision_width, 3)
         self.position = nn.Sequential(
             nn.Linear(5 * cameras + state_dim, hidden),
             nn.GELU(),
@@ -92,12 +93,19 @@ class PointReadout(nn.Module):
         v = vision.shape[-1]
         roles = features.readout[:, :, 1:]
         query = self.query(roles).reshape(b, k, -1, self.cameras, v)
-        logits = torch.einsum("bkrnv,bnpv->bkrnp", query, self.key(vision)) * v**-0.5
-        weights = logits.float().softmax(-1)
-        uv = weights @ patch_centres(features.grid, weights)
-        seen = torch.einsum("bkrnp,bnpv->bkrnv", weights.to(vision.dtype), vision)
-        visible = self.visible(torch.cat([seen, query], dim=-1)).squeeze(-1).float()
-        return Points(logits=logits.float(), uv=uv, visible=visible, position=self._locate(uv, visible, state))
+        key = self.key(vision)
+        # Eight bits of mantissa are too few for coordinates: half a pixel, a millimetre.
+        with torch.autocast(vision.device.type, enabled=False):
+            query, key, vision = query.float(), key.float(), vision.float()
+            logits = torch.einsum("bkrnv,bnpv->bkrnp", query, key) * v**-0.5
+            weights = logits.softmax(-1)
+            seen = torch.einsum("bkrnp,bnpv->bkrnv", weights, vision)
+            fine = self.refine(torch.cat([seen, query], dim=-1))
+            rows, columns = features.grid
+            cell = torch.tensor([1.0 / columns, 1.0 / rows], device=weights.device)
+            uv = weights @ patch_centres(features.grid, weights) + fine[..., 1:].tanh() * cell
+            visible = fine[..., 0]
+            return Points(logits=logits, uv=uv, visible=visible, position=self._locate(uv, visible, state.float()))
 
     def _locate(self, uv: Tensor, visible: Tensor, state: Float[Tensor, "b s"]) -> Float[Tensor, "b k r 3"]:
         """Position in the base frame: a mixture of a guess from the work space's middle and one from the tool.
@@ -111,7 +119,7 @@ class PointReadout(nn.Module):
         offset = (uv - 0.5) * seen[..., None]
         scaled = offset * (tool[..., None, 2:] / METRES)
         inputs = torch.cat([4.0 * offset.flatten(-2), scaled.flatten(-2), seen, body], dim=-1)
-        guess = self.position(inputs).float()
+        guess = self.position(inputs)
         near = guess[..., 6:].sigmoid()
         return near * (tool + METRES * guess[..., 3:6]) + (1.0 - near) * (self.centre + METRES * guess[..., :3])
 
