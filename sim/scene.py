@@ -44,7 +44,7 @@ class Item:
     @property
     def height(self) -> float:
         """Height of the item's centre above the table when it rests [m]."""
-        return {"cylinder": 1.25 * self.size, "bowl": 0.012, "zone": 0.001, "drawer": 0.05}.get(self.kind, self.size)
+        return {"cylinder": 0.95 * self.size, "bowl": 0.012, "zone": 0.001, "drawer": 0.05}.get(self.kind, self.size)
 
     @property
     def footprint(self) -> float:

@@ -20,7 +20,7 @@ from ..datasets.window import WindowDataset, WindowSpec
 from .encoder import Encoding
 from .model import VLAModel, stack_images
 
-CHUNK = 64
+CHUNK = 16
 """Frames encoded at once when a cache is made."""
 
 

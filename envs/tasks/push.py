@@ -19,8 +19,10 @@ from .base import (
 )
 
 KINDS = ("cube", "cylinder")
-PUSH_HEIGHT = 0.022
+PUSH_HEIGHT = 0.017
 TRAVEL_HEIGHT = 0.085
+OPENING = 0.3
+"""Gripper opening while pushing: two fingers a little apart hold an object straighter than one."""
 
 
 class Push:
@@ -32,7 +34,7 @@ class Push:
     name = "push"
     phrasings = PUSH
 
-    def __init__(self, *, max_steps: int = 70, tolerance: float = 0.045, distractors: int = 2) -> None:
+    def __init__(self, *, max_steps: int = 80, tolerance: float = 0.045, distractors: int = 2) -> None:
         self.max_steps, self.tolerance, self.distractors = max_steps, tolerance, distractors
 
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
@@ -60,7 +62,7 @@ class Push:
         return wrong or fallen(sim, episode.roles["object"])
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
-        """Go behind the object at travel height, down, and push through its centre with closed fingers."""
+        """Go behind the object at travel height, down, and push through its centre with the fingers slightly apart."""
         tool = sim.tool_position
         item, zone = sim.position(episode.roles["object"]), sim.position(episode.roles["goal"])
         direction = zone[:2] - item[:2]
@@ -74,14 +76,14 @@ class Push:
             # Behind and lined up: push, steering back to the line through object and zone.
             reach = min(0.03, distance + 0.01)
             goal = item[:2] + direction * (reach - HALF_SIZE["cube"] - 0.008) - 0.6 * across * side
-            return np.array([*goal, PUSH_HEIGHT]), 0.0
+            return np.array([*goal, PUSH_HEIGHT]), OPENING
         behind = item[:2] - direction * standoff
         offset = float(np.linalg.norm(tool[:2] - behind))
         if offset < 0.014 or (low and offset < 0.022):
-            return np.array([*behind, PUSH_HEIGHT]), 0.0
+            return np.array([*behind, PUSH_HEIGHT]), OPENING
         if low and along < -0.03 and abs(across) < 0.05:
-            return np.array([*behind, PUSH_HEIGHT]), 0.0  # beside the line, behind the object: shift at table height
-        return np.array([*behind, TRAVEL_HEIGHT if offset > 0.03 else PUSH_HEIGHT + 2.0 * offset]), 0.0
+            return np.array([*behind, PUSH_HEIGHT]), OPENING  # beside the line, behind the object: shift at table height
+        return np.array([*behind, TRAVEL_HEIGHT if offset > 0.03 else PUSH_HEIGHT + 2.0 * offset]), OPENING
 
 
 def _on_zone(sim: Simulation, name: str, zone: str, tolerance: float) -> bool:

@@ -29,8 +29,8 @@ class SmolVLMBackbone(nn.Module):
         config: Configuration of the model (``model_type`` and what differs from its defaults).
         vocab_size: Size of the tokenizer; used with `config`.
         readouts: Number of learned tokens appended to each text (1 + number of roles).
-        attention: Attention kernel of `transformers`: ``sdpa`` or ``eager``. On a CPU, training with `eager` is several
-            times faster for short sequences, as the backward pass of PyTorch's fused CPU kernel is slow.
+        attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, or ``auto``: `eager` in training on a CPU,
+            where the backward pass of PyTorch's fused kernel is several times slower for short sequences, else `sdpa`.
     """
 
     def __init__(
@@ -40,16 +40,18 @@ class SmolVLMBackbone(nn.Module):
         config: Mapping[str, Any] | None = None,
         vocab_size: int | None = None,
         readouts: int = 3,
-        attention: str = "sdpa",
+        attention: str = "auto",
     ) -> None:
         super().__init__()
+        self.attention = attention
+        kernel = "sdpa" if attention == "auto" else attention
         if (source is None) == (config is None):
             raise ConfigError("a backbone needs either source (a directory or hub name) or config, and not both")
         if source is not None:
-            self.vlm = _load_pretrained(source, attention)
+            self.vlm = _load_pretrained(source, kernel)
         else:
             self.vlm = AutoModelForImageTextToText.from_config(
-                _build_config(dict(config or {}), vocab_size), attn_implementation=attention
+                _build_config(dict(config or {}), vocab_size), attn_implementation=kernel
             )
         core = self.vlm.model
         missing = [part for part in ("vision_model", "connector", "text_model") if not hasattr(core, part)]
@@ -64,6 +66,14 @@ class SmolVLMBackbone(nn.Module):
         self.readouts = nn.Parameter(torch.randn(readouts, self.width) * 0.02)
         self.register_buffer("pixel_mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("pixel_std", torch.tensor(0.5))
+
+    def train(self, mode: bool = True) -> SmolVLMBackbone:
+        """Switch between training and evaluation, and with `attention` ``auto`` between the kernels fast at each."""
+        super().train(mode)
+        if self.attention == "auto":
+            slow_backward = mode and self.readouts.device.type == "cpu"
+            self.vlm.set_attn_implementation("eager" if slow_backward else "sdpa")
+        return self
 
     def resolved_config(self) -> dict[str, Any]:
         """The whole configuration, enough to build the same model without `source`."""

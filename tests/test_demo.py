@@ -1,0 +1,99 @@
+"""The whole way, tiny: record, inspect, train, evaluate, report; killed on the way, and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "tables=80",
+    "demos=6",
+    "episodes=4",
+    "workers=1",
+    "num_envs=3",
+    "videos=1",
+    "grounding.heldout=20",
+    "grounding.optimization.steps=4",
+    "grounding.optimization.batch_size=4",
+    "optimization.steps=20",
+    "optimization.batch_size=16",
+]
+
+
+def command(out: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "brachium", "demo", f"out={out}", *SMALL, *words]
+
+
+def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "2"}
+    return subprocess.run(command(out, *words), capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.slow
+def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    # Killed while evaluating: nothing that was finished is lost.
+    process = subprocess.Popen(
+        command(out, "episodes=30"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    log = out / "flow-0" / "eval" / "episodes.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = log.read_text().splitlines()[:3]
+    assert len(finished) == 3
+    weights = (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes()
+
+    again = run(out, "episodes=30")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "nothing to record" in again.stderr
+    assert "trained already" in again.stderr
+    assert "going on after" in again.stderr
+    assert log.read_text().splitlines()[:3] == finished
+    assert (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes() == weights
+
+    result = json.loads((out / "result.json").read_text())
+    assert result["episodes"] == 90
+    assert set(result["tasks"]) == {"reach", "push", "place"}
+    for part in (result, *result["tasks"].values()):
+        assert part["success_rate"] == pytest.approx(part["success"] / part["episodes"])
+        assert 0 <= part["ci95"][0] <= part["success_rate"] <= part["ci95"][1] <= 1
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert result["success"] == sum(row["success"] for row in rows)
+    assert len({(row["task"], row["seed"]) for row in rows}) == 90
+    seconds = result["seconds"]
+    assert seconds["total"] == pytest.approx(seconds["record"] + seconds["train"] + seconds["eval"], abs=0.2)
+    assert result["demos"] >= 15
+    assert result["head"] == "FlowHead"
+    assert (out / "report.html").stat().st_size > 10_000
+    assert "brachium eval" in again.stdout
+
+
+@pytest.mark.slow
+def test_evaluation_does_not_depend_on_the_number_of_envs(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    assert run(out).returncode == 0
+    first = [json.loads(x) for x in (out / "flow-0" / "eval" / "episodes.jsonl").read_text().splitlines()]
+    words = [f"checkpoint={out / 'flow-0' / 'checkpoint'}", "episodes=4", "videos=0", "report=false"]
+    for count in (1, 8):
+        target = tmp_path / f"eval-{count}"
+        argv = [sys.executable, "-m", "brachium", "eval", f"out={target}", f"num_envs={count}", *words]
+        assert subprocess.run(argv, capture_output=True, timeout=300).returncode == 0
+        rows = [json.loads(line) for line in (target / "episodes.jsonl").read_text().splitlines()]
+        key = ("task", "seed", "success", "steps", "actions", "instruction")
+
+        def plain(rows: list[dict[str, object]], key: tuple[str, ...] = key) -> list[tuple[object, ...]]:
+            return sorted(tuple(json.dumps(r[k]) for k in key) for r in rows)
+
+        assert plain(rows) == plain(first)
