@@ -20,10 +20,13 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from .datasets.store import EpisodeStore
-    from .errors import BrachiumError
-    from .policies.vla_policy import VLAPolicy
-    from .spec import ActionChunk, EmbodimentSpec, FeatureSpec, Observation
+    from .datasets.store import EpisodeStore as EpisodeStore
+    from .errors import BrachiumError as BrachiumError
+    from .policies.vla_policy import VLAPolicy as VLAPolicy
+    from .spec import ActionChunk as ActionChunk
+    from .spec import EmbodimentSpec as EmbodimentSpec
+    from .spec import FeatureSpec as FeatureSpec
+    from .spec import Observation as Observation
 
 
 def __getattr__(name: str) -> Any:

@@ -90,9 +90,7 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; `from_dict` is the inverse."""
-        return {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)
-        }
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSpec:

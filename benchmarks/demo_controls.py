@@ -41,7 +41,9 @@ def demo(*words: str, name: str = "demo") -> dict[str, Any]:
 def evaluation(run: str, out: str, *words: str) -> dict[str, Any]:
     """Evaluate a checkpoint of the demo with options and return its summary."""
     target = OUT / out
-    brachium("eval", f"checkpoint={OUT / 'demo' / run / 'checkpoint'}", f"out={target}", "videos=0", "report=false", *words)
+    brachium(
+        "eval", f"checkpoint={OUT / 'demo' / run / 'checkpoint'}", f"out={target}", "videos=0", "report=false", *words
+    )
     return json.loads((target / "summary.json").read_text())
 
 

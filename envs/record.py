@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +61,8 @@ def record(
     options = {"noise": noise, "noisy": noisy, "drop": drop}
     source = make_source(env, options)
     store = _open_or_create(Path(out), source, overwrite)
+    EpisodeWriter(store).close()  # adopts what a killed writer finished, before we count what is there
+    store = store.refresh()
     have = recorded_seeds(store, source.name)
     todo = [s for s in range(seed, seed + episodes) if s not in have]
     if not todo:
@@ -75,7 +80,7 @@ def record(
     return 0
 
 
-def make_source(env: Callable[..., Any], options: dict[str, float]) -> Any:
+def make_source(env: Callable[..., Any], options: dict[str, Any]) -> Any:
     """What yields episodes for `env`: the sampler itself, or its expert's demonstrations."""
     made = env()
     if isinstance(made, SceneSampler):
@@ -169,22 +174,42 @@ def _worker(
 ) -> None:
     """Record the episodes of `seeds`; tells the parent of each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
+    _end_with_parent()
     try:
         source = make_source(env, options)
-        with EpisodeWriter(EpisodeStore.open(out), episodes_per_segment=SEGMENT, source=source.name) as writer:
+        # Commits fall between seeds, never between the episodes of one: a seed is in the store whole or not at all.
+        with EpisodeWriter(EpisodeStore.open(out), episodes_per_segment=sys.maxsize, source=source.name) as writer:
+            waiting = 0
             for seed in seeds:
                 if stop.is_set():
                     return
+                if waiting >= SEGMENT:
+                    writer.flush()
+                    waiting = 0
                 for episode in source.record(seed):
                     if episode.success is False and not keep_failures:
                         messages.put(("failed", 0))
                         continue
                     write_episode(writer, episode)
+                    waiting += 1
                     frames = len(episode.steps)
                 if episode.success is not False or keep_failures:
                     messages.put(("done", frames))
     except Exception as error:
         messages.put(("error", f"recording failed in a worker: {type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    """End this process at once when the command is killed; else it would record on, beside the same command again."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # the store is whole at any moment; what is not committed is recorded again
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_episode(writer: EpisodeWriter, episode: Any) -> None:

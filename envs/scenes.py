@@ -126,7 +126,7 @@ class SceneSampler:
             gripper = held.size / self.embodiment.robot.gripper_stroke
         self.sim.load(scene, tool, gripper)
         if held is not None:
-            place = self.sim.tool_position + [*rng.normal(0.0, 0.004, 2), rng.normal(0.0, 0.006)]
+            place = self.sim.tool_position + np.array([*rng.normal(0.0, 0.004, 2), rng.normal(0.0, 0.006)])
             self.sim.data.joint(held.name).qpos[:3] = place
         if any(item.kind == "drawer" for item in scene.items):
             self.sim.data.joint("drawer").qpos[0] = rng.uniform(0.0, 0.10)
@@ -158,9 +158,7 @@ def _held_out(item: Item) -> bool:
     return (color, kind) in HELD_OUT_PAIRS
 
 
-def _sentence(
-    scene: Scene, phrasings: Phrasings, rng: np.random.Generator, target: Item, goal: Item
-) -> dict[str, Any]:
+def _sentence(scene: Scene, phrasings: Phrasings, rng: np.random.Generator, target: Item, goal: Item) -> dict[str, Any]:
     names = [item.name for item in scene.items]
     text = phrasings.sample(rng, "train", {"object": target.name, "goal": goal.name})
     return {"text": text, "roles": {"object": names.index(target.name), "goal": names.index(goal.name)}}

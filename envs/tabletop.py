@@ -82,8 +82,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw and load an episode.
 
-        Options: ``split`` (one of `language.SPLITS`), and ``misname``: the instruction names things of the scene drawn at
-        random, while success stays what it was; for telling whether a policy listens.
+        Options: ``split`` (one of `language.SPLITS`), and ``misname``: the instruction names things of the scene drawn
+        at random, while success stays what it was; for telling whether a policy listens.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -145,5 +145,5 @@ def misname(task: Task, episode: Episode, split: str, seed: int | None) -> Episo
 
 def _checked_split(split: str) -> str:
     if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
+        raise ConfigError(f"unknown split {split!r}. {did_you_mean(str(split), SPLITS)}")
     return split

@@ -12,6 +12,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
+from ..errors import ConfigError
+
 
 class ThreadVectorEnv(VectorEnv):
     """Steps environments in a few threads of this process; observations are written straight into one batch.
@@ -26,6 +28,8 @@ class ThreadVectorEnv(VectorEnv):
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]], *, threads: int | None = None) -> None:
+        if not env_fns:
+            raise ConfigError("expected at least one environment factory, got none")
         self.num_envs = len(env_fns)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         count = max(1, min(threads or os.cpu_count() or 1, self.num_envs))
@@ -33,10 +37,19 @@ class ThreadVectorEnv(VectorEnv):
         made = [self._pool(k).submit(make) for k, make in enumerate(env_fns)]
         self.envs = [future.result() for future in made]
         first = self.envs[0]
+        for k, env in enumerate(self.envs):
+            if (env.observation_space, env.action_space) != (first.observation_space, first.action_space):
+                raise ConfigError(
+                    f"expected environments with equal spaces; environment {k} has {env.observation_space} and "
+                    f"{env.action_space}, environment 0 has {first.observation_space} and {first.action_space}"
+                )
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
         self.observation_space = batch_space(first.observation_space, self.num_envs)
         self.action_space = batch_space(first.action_space, self.num_envs)
+        parts = dict(first.observation_space.items())  # type: ignore[attr-defined]
+        self._texts = {name for name, space in parts.items() if isinstance(space, gymnasium.spaces.Text)}
         self._done = np.ones(self.num_envs, bool)
+        self._started = False
         self._observation: Any = create_empty_array(first.observation_space, self.num_envs)
         self._text: list[str] = [""] * self.num_envs
 
@@ -51,11 +64,8 @@ class ThreadVectorEnv(VectorEnv):
                 self._observation[key][index] = value
 
     def _batch(self) -> dict[str, Any]:
-        texts = {
-            k for k, space in self.single_observation_space.spaces.items() if isinstance(space, gymnasium.spaces.Text)
-        }
         return {
-            key: tuple(self._text) if key in texts else value.copy() for key, value in self._observation.items()
+            key: tuple(self._text) if key in self._texts else value.copy() for key, value in self._observation.items()
         }
 
     def reset(
@@ -64,11 +74,17 @@ class ThreadVectorEnv(VectorEnv):
         """Reset all environments, or those of ``options["reset_mask"]``."""
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if seed is None or isinstance(seed, int):
-            seeds: Sequence[int | None] = [None if seed is None else seed + k for k in range(self.num_envs)]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds: list[int | None] = [None if seed is None else int(seed) + k for k in range(self.num_envs)]
         else:
-            seeds = seed
-        self._run({k: (lambda k=k: self._reset_one(k, seeds[k], options)) for k in np.flatnonzero(mask).tolist()})
+            seeds = [None if one is None else int(one) for one in seed]
+        if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
+            raise ConfigError(
+                f"expected {self.num_envs} seeds and a reset_mask of shape ({self.num_envs},), "
+                f"got {len(seeds)} and {mask.shape}"
+            )
+        self._started = True
+        self._run(lambda k: self._reset_one(k, seeds[k], options), np.flatnonzero(mask).tolist())
         return self._batch(), {}
 
     def _reset_one(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
@@ -76,10 +92,12 @@ class ThreadVectorEnv(VectorEnv):
         self._write(index, observation)
         self._done[index] = False
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step the environments whose episode is running."""
+        if not self._started:
+            raise ConfigError("step() before reset(); call env.reset(seed=...) first")
+        if len(actions) != self.num_envs:
+            raise ConfigError(f"expected one action for each of {self.num_envs} environments, got {len(actions)}")
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         success = np.zeros(self.num_envs, bool)
@@ -92,16 +110,21 @@ class ThreadVectorEnv(VectorEnv):
             self._write(index, observation)
             self._done[index] = terminated[index] or truncated[index]
 
-        self._run({k: (lambda k=k: one(k)) for k in np.flatnonzero(~self._done).tolist()})
+        self._run(one, np.flatnonzero(~self._done).tolist())
         return self._batch(), rewards, terminated, truncated, {"success": success}
 
-    def _run(self, jobs: dict[int, Callable[[], None]]) -> None:
-        """Run each environment's job in its thread, one task a thread, and wait for all."""
+    def _run(self, job: Callable[[int], None], indices: Sequence[int]) -> None:
+        """Run the job of each environment in its thread, one task a thread, and wait for all."""
+
+        def run_all(mine: Sequence[int]) -> None:
+            for index in mine:
+                job(index)
+
         futures: list[Future[None]] = []
         for which, pool in enumerate(self._pools):
-            mine = [job for index, job in jobs.items() if index % len(self._pools) == which]
+            mine = [index for index in indices if index % len(self._pools) == which]
             if mine:
-                futures.append(pool.submit(_run_all, mine))
+                futures.append(pool.submit(run_all, mine))
         for future in futures:
             future.result()
 
@@ -111,8 +134,3 @@ class ThreadVectorEnv(VectorEnv):
             self._pool(index).submit(env.close).result()
         for pool in self._pools:
             pool.shutdown()
-
-
-def _run_all(jobs: list[Callable[[], None]]) -> None:
-    for job in jobs:
-        job()

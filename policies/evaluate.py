@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +19,12 @@ from ..errors import ConfigError, did_you_mean
 from ..spec import EmbodimentSpec, Observation
 from .base import Policy
 from .intervals import rate
+from .report_words import SPLIT_NAMES
 from .rollout import EpisodeResult, rollout
 from .vla_policy import VLAPolicy
 
 CONTROLS = ("none", "shuffle", "blind")
 """``shuffle``: the instruction names another thing of the scene, drawn at random; ``blind``: images are black."""
-SPLIT_NAMES = {"train": "seen words", "paraphrase": "held-out paraphrases", "pair": "held-out colour-object pairs"}
 
 
 def evaluate(
@@ -70,18 +71,23 @@ def evaluate(
         raise ConfigError(f"expected episodes and num_envs of at least 1, got {episodes} and {num_envs}")
     tasks = _tasks(env, suite)
     policy = executor(VLAPolicy.from_checkpoint(checkpoint, device=device))
-    for make in tasks.values():
-        _check_spec(make, policy.embodiment, checkpoint)
+    limits = {name: _check_spec(make, policy.embodiment, checkpoint) for name, make in tasks.items()}
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
     key = _run_key(checkpoint, policy, control)
     store = EpisodeLog(folder / "episodes.jsonl", key)
-    begin = time.monotonic()
+    begin, before = time.monotonic(), len(store.rows)
     shares = dict(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25})
     for name, make in tasks.items():
         _evaluate_task(name, make, policy, store, vector, _seeds(episodes, shares, seed), num_envs, control)
     seconds = time.monotonic() - begin
     summary = summarise(store.rows, checkpoint, policy, control, seconds)
+    for name, limit in limits.items():
+        summary["tasks"][name]["max_steps"] = limit
+    new = store.rows[before:]
+    summary["this_run"] = {"episodes": len(new), "env_steps": int(sum(r["steps"] for r in new))}
+    summary["settings"] = {"episodes": episodes, "seed": seed, "splits": shares, "num_envs": num_envs, "device": device}
+    summary["command"] = _typed()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     if videos:
         from .video import record_videos
@@ -108,10 +114,20 @@ def _tasks(
     return dict(suite)
 
 
-def _check_spec(make: Callable[..., Any], spec: EmbodimentSpec, checkpoint: str) -> None:
+def _check_spec(make: Callable[..., Any], spec: EmbodimentSpec, checkpoint: str) -> int | None:
+    """Compare the specs; returns the number of steps after which an episode is cut off, where the task says it."""
     made = make()
     spec.require_same(made.spec_embodiment, f"checkpoint {checkpoint}", "environment")
+    limit = getattr(getattr(made, "task", None), "max_steps", None)
     made.close()
+    return limit if isinstance(limit, int) else None
+
+
+def _typed() -> list[str] | None:
+    """The words typed after ``brachium``, where that is what runs."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "brachium" or program.resolve() == Path(__file__).resolve().parents[1] / "__main__.py"
+    return sys.argv[1:] if ours else None
 
 
 def _seeds(episodes: int, shares: Mapping[str, float], first: int) -> dict[str, list[int]]:

@@ -67,7 +67,8 @@ def rollout(
             for lane, seed in zip(free, started):
                 all_seeds[lane] = seed
                 policy.reset(lane, seed)
-            observation, _ = env.reset(seed=all_seeds, options={**(options or {}), "reset_mask": mask})
+            given = {**(options or {}), "reset_mask": mask}
+            observation, _ = env.reset(seed=all_seeds, options=given)  # type: ignore[arg-type]
             for lane, seed in zip(free, started):
                 lanes[lane] = _Running(seed, str(observation["instruction"][lane]))
         active = sorted(lanes)

@@ -53,7 +53,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     import imageio.v2 as imageio
 
     temporary = path.with_name(f".{path.name}")
-    with imageio.get_writer(temporary, format="FFMPEG", fps=fps, codec="libx264", quality=6, macro_block_size=2) as out:  # type: ignore[arg-type]
+    with imageio.get_writer(temporary, format="FFMPEG", fps=fps, codec="libx264", quality=6, macro_block_size=2) as out:
         for frame in [*frames, *([frames[-1]] * HOLD)]:
-            out.append_data(frame)
+            out.append_data(frame)  # type: ignore[attr-defined]
     temporary.replace(path)

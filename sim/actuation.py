@@ -73,7 +73,7 @@ class EndEffectorDelta:
             shape=(7,),
             names=(*(f"d{a}" for a in AXES), *(f"r{a}" for a in AXES), "gripper"),
             units=("m",) * 3 + ("rad",) * 3 + ("1",),
-            low=tuple(-h for h in high[:6]) + (0.0,),
+            low=(*(-h for h in high[:6]), 0.0),
             high=high,
             frame="base",
             reference="delta",
@@ -127,11 +127,11 @@ class EndEffectorDeltaDriver:
         longest = float(np.abs(step).max())
         if longest > self.mode.max_step:
             step *= self.mode.max_step / longest
-        inverse, difference, turn = np.zeros(4), np.zeros(4), np.zeros(3)
+        inverse, difference, needed = np.zeros(4), np.zeros(4), np.zeros(3)
         mujoco.mju_negQuat(inverse, self.quat)
         mujoco.mju_mulQuat(difference, np.asarray(quat, float), inverse)
-        mujoco.mju_quat2Vel(turn, difference, 1.0)
-        turn = np.clip(turn, -self.mode.max_turn, self.mode.max_turn)
+        mujoco.mju_quat2Vel(needed, difference, 1.0)
+        turn = np.clip(needed, -self.mode.max_turn, self.mode.max_turn)
         return np.concatenate([step, turn, [float(gripper)]]).astype(np.float32)
 
 
@@ -176,6 +176,8 @@ class JointPositionDriver:
     def __init__(self, mode: JointPosition, robot: RobotModel) -> None:
         self.mode, self.robot = mode, robot
         self._cartesian = EndEffectorDelta().driver(robot)
+        model = self._cartesian.kinematics.model
+        self._low, self._high = np.array([model.joint(name).range for name in robot.joints]).T
         self.reset(np.asarray(robot.home))
 
     def reset(self, joints: np.ndarray) -> None:
@@ -184,9 +186,10 @@ class JointPositionDriver:
         self._cartesian.reset(self._joints)
 
     def command(self, action: np.ndarray, joints: np.ndarray) -> np.ndarray:
-        """Move the joint targets towards the action, at most `max_speed` [rad] each."""
+        """Move the joint targets towards the action, at most `max_speed` [rad] each, within the joint limits."""
         action = _checked(action, len(self.robot.joints) + 1)
-        step = np.clip(action[:-1] - self._joints, -self.mode.max_speed, self.mode.max_speed)
+        wanted = np.clip(action[:-1], self._low, self._high)
+        step = np.clip(wanted - self._joints, -self.mode.max_speed, self.mode.max_speed)
         self._joints = self._joints + step
         return np.append(self._joints, np.clip(action[-1], 0.0, 1.0) * self.robot.gripper_stroke)
 

@@ -7,25 +7,15 @@ table-top scene takes under a millisecond.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 import mujoco
 import numpy as np
 
 from ..errors import RenderError, SpecMismatchError
+from .backend import unusable
 
 MAX_GEOMS = 512
-
-
-def choose_backend() -> str:
-    """Set MUJOCO_GL to ``egl`` on a Linux machine without a display unless it is set; return what is in force.
-
-    MuJoCo reads the variable when its rendering module is first imported.
-    """
-    if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ["MUJOCO_GL"] = "egl"
-    return os.environ.get("MUJOCO_GL", "")
 
 
 class CameraRenderer:
@@ -45,24 +35,23 @@ class CameraRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def _open_context(self) -> mujoco.GLContext:
-        backend = choose_backend()
         try:
             context = mujoco.GLContext(self.width, self.height)
             context.make_current()
         except Exception as error:  # each backend fails in its own way: ImportError, AttributeError, FatalError ...
-            raise RenderError(
-                f"MuJoCo cannot render here (MUJOCO_GL={backend or 'unset'}: {type(error).__name__}: {error}). "
-                "Expected a working EGL or OSMesa library. Type: brachium doctor"
-            ) from error
+            raise unusable(os.environ.get("MUJOCO_GL", ""), error) from error
         return context
 
     def _context_for(self, model: mujoco.MjModel) -> mujoco.MjrContext:
         """Return a context that holds the model's meshes and textures; models without any share one."""
-        key = (model.nmesh, model.nmeshvert, model.ntex, model.ntexdata, model.nhfield, model.nskin)
+        key: tuple[int, ...] = (model.nmesh, model.nmeshvert, model.ntex, model.ntexdata, model.nhfield, model.nskin)
         if any(key):
             key += (hash(model.tex_data.tobytes()), hash(model.mesh_vert.tobytes()))
         if key not in self._contexts:
-            self._contexts[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            try:
+                self._contexts[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            except mujoco.FatalError as error:  # GLFW without a display opens a "context" that cannot draw
+                raise unusable(os.environ.get("MUJOCO_GL", ""), error) from error
             mujoco.mjr_resizeOffscreen(self.width, self.height, self._contexts[key])
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._contexts[key])
         return self._contexts[key]

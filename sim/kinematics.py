@@ -53,7 +53,7 @@ class ArmKinematics:
         """Joint angles [rad] that bring the tool to `position` [m] and `quat` (wxyz), starting from `seed`.
 
         Out of reach, or where full Newton steps do not converge, a pose is returned that is nearer than the seed's, and
-        no nearer one lies close by; joint limits hold in any case. Position counts five times as much as rotation [rad].
+        no nearer one lies close by; joint limits hold in any case. Position counts five times as much as rotation.
         """
         self._set(seed)
         target = mink.SE3.from_rotation_and_translation(mink.SO3(np.asarray(quat, float)), np.asarray(position, float))

@@ -63,12 +63,9 @@ class CameraView:
 
     def moved(self, position: tuple[float, ...], target: tuple[float, ...], fovy: float) -> CameraView:
         """Return a copy displaced by offsets [m] and [deg]."""
-        return replace(
-            self,
-            position=tuple(a + b for a, b in zip(self.position, position)),
-            target=tuple(a + b for a, b in zip(self.target, target)),
-            fovy=self.fovy + fovy,
-        )
+        px, py, pz = (a + b for a, b in zip(self.position, position))
+        tx, ty, tz = (a + b for a, b in zip(self.target, target))
+        return replace(self, position=(px, py, pz), target=(tx, ty, tz), fovy=self.fovy + fovy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,18 @@ DOWN = np.array([0.0, 1.0, 0.0, 0.0])
 
 
 class Simulation:
-    """A scene with a robot in it, advanced one action at a time."""
+    """A scene with a robot in it, advanced one action at a time.
+
+    Args:
+        embodiment: Robot, control mode, cameras, rate.
+        timestep: Physics step [s], changed a little where a control period is no multiple of it.
+    """
 
     def __init__(self, embodiment: SimEmbodiment, *, timestep: float = 0.004) -> None:
         self.embodiment = embodiment
         self.driver = embodiment.control.driver(embodiment.robot)
-        self._timestep = timestep
-        self.substeps = round(1.0 / (embodiment.control_hz * timestep))
+        self.substeps = max(1, round(1.0 / (embodiment.control_hz * timestep)))
+        self._timestep = 1.0 / (embodiment.control_hz * self.substeps)  # whole physics steps fill a control period
         self._start = ArmKinematics(embodiment.robot, iterations=60)
         self.scene = Scene()
         self.load(self.scene)

@@ -84,7 +84,7 @@ class SceneData:
         self.tokens = np.stack([encode(s["text"] for s in scene) for scene in sentences])
         self.roles = np.array([[[s["roles"][role] for role in ROLES] for s in scene] for scene in sentences])
         seeds = [int(episode.meta.get("seed", k)) for k, episode in enumerate(store.episodes)]
-        order = np.lexsort((np.arange(total), seeds))  # recorders in parallel write in any order
+        order = np.lexsort((np.arange(total), np.asarray(seeds)))  # recorders in parallel write in any order
         self.train = order[: total - options.heldout]
         self.heldout = order[total - options.heldout :]
         batch = options.optimization.batch_size
@@ -184,7 +184,7 @@ def evaluate_grounding(encoder: Encoder, data: SceneData) -> dict[str, float]:
             error = ((points.uv - label[..., :2]) * size).norm(dim=-1)[..., k]
             pixels[k].append(error[seen[..., k]])
         metres.append((points.position - batch.objects[..., :3]).norm(dim=-1).flatten())
-    result = {}
+    result: dict[str, float] = {}
     levels = torch.tensor([0.5, 0.9])
     for camera, errors in zip(data.spec.cameras, pixels):
         found = torch.cat(errors).cpu()

@@ -79,6 +79,7 @@ class PointReadout(nn.Module):
         self.register_buffer("state_mean", torch.zeros(state_dim))
         self.register_buffer("state_std", torch.ones(state_dim))
         self.register_buffer("centre", torch.zeros(3))
+        self.centre: Tensor
 
     @torch.no_grad()
     def fit(self, state: Float[Tensor, "b s"], centre: Float[Tensor, " 3"]) -> None:

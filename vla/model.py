@@ -131,12 +131,13 @@ class VLAModel(nn.Module):
         offset, scale = self._buffer("state_offset", embodiment), self._buffer("state_scale", embodiment)
         body = self.state_in[embodiment]((state - offset) / scale)
         parts = [self.words_norm(encoding.words), body]
-        if self.recipe.points:
+        readout = self.encoder.point_readout
+        if readout is not None:
             # What matters for acting is where things are from the tool, not from the base.
             per_role = encoding.points.unflatten(1, (len(ROLES), -1))
             tool = state[:, None, list(tool_indices(self.embodiments[embodiment]))] / METRES
             centred = per_role.clone()
-            centred[..., -3:] = (per_role[..., -3:] * METRES - self.encoder.point_readout.centre) / METRES
+            centred[..., -3:] = (per_role[..., -3:] * METRES - readout.centre) / METRES
             parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
         return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
 

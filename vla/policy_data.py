@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class PolicyData:
         device = self.model.device
         now = window.frame[:, -1]
         before = self.store.lowdim("action")[np.maximum(now - 1, 0)].astype(np.float32)
-        common = {
+        common: dict[str, Any] = {
             "previous": torch.from_numpy(before).to(device),
             "first": torch.from_numpy(np.isin(now, self.store.offsets)).to(device),
             "state": torch.from_numpy(window.state[:, -1]).to(device),

@@ -24,7 +24,8 @@ def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerBase:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    lower, splitter, words = Lowercase(), Whitespace(), set()
+    lower, splitter = Lowercase(), Whitespace()
+    words: set[str] = set()
     for text in corpus:  # by the tokenizer's own lower case, which is not quite Python's
         words.update(word for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text)))
     vocabulary = {word: k for k, word in enumerate([PAD, UNKNOWN, BEGIN, END, *sorted(words)])}

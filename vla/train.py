@@ -92,7 +92,7 @@ def train(
         vla.encoder.requires_grad_(False)
         if vla.recipe.points:
             encodings = cached_encodings(vla, data, folder / "cache")
-    options = {"batch_size": optimization.batch_size, "seed": optimization.seed, "encodings": encodings}
+    options: dict[str, Any] = {"batch_size": optimization.batch_size, "seed": optimization.seed, "encodings": encodings}
     fit = PolicyData(data, training, vla, **options)
     test = PolicyData(data, testing, vla, **options) if len(testing) else None
     log(

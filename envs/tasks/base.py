@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...errors import ConfigError
 from ...sim.scene import COLORS, Item, Scene
 from ...sim.simulation import Simulation
 from ..language import HELD_OUT_PAIRS, Phrasings
@@ -80,7 +81,7 @@ def place_apart(rng: np.random.Generator, items: list[Item], gap: float = 0.022)
         else:
             order = {item.name: k for k, item in enumerate(items)}
             return tuple(sorted(placed, key=lambda i: order[i.name]))
-    raise RuntimeError(f"no room for {[i.name for i in items]} on the table")
+    raise ConfigError(f"no room on the table for {[i.name for i in items]}; ask for fewer of them")
 
 
 def _free_spot(rng: np.random.Generator, item: Item, placed: list[Item], gap: float) -> Item | None:
@@ -112,12 +113,13 @@ def sample_objects(
 
     The target's (colour, kind) is held out when `split` is ``pair`` and never otherwise.
     """
-    held_out = split == "pair"
+    _check_count(count, "objects")
+    wanted = split == "pair"
     options = [
         (color, kind)
         for color in COLORS
         for kind in (target_kinds or kinds)
-        if ((color, kind) in HELD_OUT_PAIRS) == held_out
+        if ((color, kind) in HELD_OUT_PAIRS) == wanted
     ]
     color, kind = options[int(rng.integers(len(options)))]
     others = [c for c in COLORS if c != color]
@@ -128,8 +130,19 @@ def sample_objects(
     ]
 
 
+def held_out(item: Item) -> bool:
+    """Whether training never names this item."""
+    return tuple(item.name.split(" ")) in HELD_OUT_PAIRS
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > len(COLORS):
+        raise ConfigError(f"expected at most {len(COLORS)} {what} of different colours, got {count}")
+
+
 def sample_colors(rng: np.random.Generator, count: int) -> list[str]:
     """Different colour words."""
+    _check_count(count, "things")
     names = list(COLORS)
     return [names[int(i)] for i in rng.permutation(len(names))[:count]]
 

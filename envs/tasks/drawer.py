@@ -74,7 +74,11 @@ class Drawer:
             before = handle[:2] + outward * (FINGER + 0.02)
             aligned = np.linalg.norm(tool[:2] - before) < 0.02
             behind = (tool[:2] - handle[:2]) @ outward > 0.01
-            if tool[2] < handle[2] + 0.02 and behind and abs((tool[:2] - handle[:2]) @ [outward[1], -outward[0]]) < 0.03:
+            if (
+                tool[2] < handle[2] + 0.02
+                and behind
+                and abs((tool[:2] - handle[:2]) @ [outward[1], -outward[0]]) < 0.03
+            ):
                 return np.array([*(handle[:2] - outward * 0.03), handle[2]]), 0.0
             target = np.array([*before, handle[2]])
             return (target if aligned else approach(sim, target, hover=0.14)), 0.0

@@ -82,7 +82,8 @@ class Push:
         if offset < 0.014 or (low and offset < 0.022):
             return np.array([*behind, PUSH_HEIGHT]), OPENING
         if low and along < -0.03 and abs(across) < 0.05:
-            return np.array([*behind, PUSH_HEIGHT]), OPENING  # beside the line, behind the object: shift at table height
+            # Beside the line, behind the object: shift at table height.
+            return np.array([*behind, PUSH_HEIGHT]), OPENING
         return np.array([*behind, TRAVEL_HEIGHT if offset > 0.03 else PUSH_HEIGHT + 2.0 * offset]), OPENING
 
 

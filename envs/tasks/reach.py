@@ -37,7 +37,7 @@ class Reach:
         )
 
     def _reached(self, sim: Simulation, name: str) -> bool:
-        target = sim.position(name) + [0.0, 0.0, ABOVE]
+        target = sim.position(name) + np.array([0.0, 0.0, ABOVE])
         return bool(np.linalg.norm(sim.tool_position - target) < self.tolerance)
 
     def success(self, sim: Simulation, episode: Episode) -> bool:
@@ -51,6 +51,6 @@ class Reach:
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Over the object, then down."""
-        target = sim.position(episode.roles["object"]) + [0.0, 0.0, ABOVE - 0.005]
+        target = sim.position(episode.roles["object"]) + np.array([0.0, 0.0, ABOVE - 0.005])
         offset = float(np.linalg.norm(sim.tool_position[:2] - target[:2]))
         return np.array([target[0], target[1], target[2] + min(0.08, 0.8 * max(0.0, offset - 0.01))]), 1.0

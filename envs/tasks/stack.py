@@ -7,7 +7,7 @@ import numpy as np
 from ...sim.scene import Scene
 from ...sim.simulation import Simulation
 from ..language import STACK
-from .base import Episode, carry, fallen, grasping, place_apart, sample_objects, sample_tool
+from .base import Episode, carry, fallen, grasping, held_out, place_apart, sample_objects, sample_tool
 
 
 class Stack:
@@ -20,8 +20,12 @@ class Stack:
         self.max_steps, self.distractors = max_steps, distractors
 
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
-        """Cubes of different colours; the second is stacked on."""
-        items = sample_objects(rng, 2 + self.distractors, ("cube",), split)
+        """Cubes of different colours; the second is stacked on, and is no held-out one: the instruction names it."""
+        while True:
+            target, *others = sample_objects(rng, 2 + self.distractors, ("cube",), split)
+            items = [target, *sorted(others, key=held_out)]
+            if not held_out(items[1]):
+                break
         placed = place_apart(rng, items, gap=0.04)
         roles = {"object": placed[0].name, "goal": placed[1].name}
         text = STACK.sample(rng, split, roles)

@@ -35,6 +35,10 @@ class Backbone(Protocol):
 
     width: int
     vision_width: int
+    pixel_mean: torch.Tensor
+
+    def fit_pixels(self, images: UInt8[torch.Tensor, "b n height width 3"]) -> None:
+        """Set the pixel normalisation from images."""
 
     def __call__(
         self,

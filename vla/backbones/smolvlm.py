@@ -160,7 +160,7 @@ def shared_prefix_mask(
 def _load_pretrained(source: str, attention: str) -> Any:
     """The model at `source`, whole, with float32 weights (published ones are bf16, and training needs the digits)."""
     try:
-        vlm, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -168,6 +168,7 @@ def _load_pretrained(source: str, attention: str) -> Any:
             f"cannot load a backbone from {source!r}: {error}\n"
             "Expected a directory with config.json and safetensors weights, or a hub name that can be reached."
         ) from error
+    vlm, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("lm_head."))
     if missing:  # transformers would go on with random numbers in their place
         raise CheckpointError(
@@ -188,4 +189,3 @@ def _build_config(config: dict[str, Any], vocab_size: int | None) -> Any:
         return AutoConfig.for_model(model_type, **config)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"transformers knows no model type {model_type!r}: {error}") from error
-

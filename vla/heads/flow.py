@@ -60,7 +60,7 @@ class FlowHead(nn.Module):
         self.blocks = nn.ModuleList([ModulatedBlock(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         for layer in self.action_out.values():
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
 
     def velocity(
         self, pooled: Float[Tensor, "b w"], x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str

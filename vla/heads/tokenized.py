@@ -121,7 +121,8 @@ class TokenizedHead(nn.Module):
         b, h, a = noise.shape
         positions = self._positions(embodiment, dim_mask)
         caches: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
-        hidden, written = self._prefix(context), []
+        hidden = self._prefix(context)
+        written: list[Tensor] = []
         token = noise.new_full((b,), BEGIN, dtype=torch.long)
         for position in positions:
             step = (self.embedding(token) + position)[:, None]
