@@ -183,11 +183,9 @@ def _speed(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [("Environment steps", steps)]
     resumed = f" (for the last {new['episodes']} episodes; resumed)" if new["episodes"] != episodes else ""
     found = [("Environment steps", steps), ("Wall time", human_time(seconds) + resumed)]
-    return (
-        [*found, ("Environment steps/s", f"{new['env_steps'] / seconds:.1f}")]
-        if new["env_steps"] and seconds
-        else found
-    )
+    if new["env_steps"] and seconds:
+        found.append(("Environment steps/s", f"{new['env_steps'] / seconds:.1f}"))
+    return found
 
 
 def _stages(run: Run) -> list[tuple[str, Any]]:

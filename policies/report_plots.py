@@ -84,9 +84,8 @@ def training_plots(run: Run) -> list[tuple[str, str, str]]:
     """(title, SVG, caption) of each training curve whose numbers were logged."""
     ground, act = run.logs.get("ground", ()), run.logs.get("act", ())
     pixel = sorted({k for e in ground for k in e if k.startswith("eval/") and re.search(r"_px(_p90)?$", k)})
-    named = {
-        k: k.removeprefix("eval/").replace("_px_p90", ", 9 of 10 within").replace("_px", ", median") for k in pixel
-    }
+    short = {k: k.removeprefix("eval/").replace("_px_p90", ", 9 of 10 within") for k in pixel}
+    named = {k: text.replace("_px", ", median") for k, text in short.items()}
     plots = [
         ("Grounding: loss", _lines("ground-loss", ground, {"loss": "training"}, floor=True), "Lower is better."),
         (
@@ -155,10 +154,8 @@ def _error_plot(act: Sequence[Any]) -> str:
         return ""
     figure, axes = _figure(PANEL)
     top = max(values)
-    for key, text, color in (
-        ("mean", "always the mean action", SERIES[1]),
-        ("last", "the last action again", SERIES[3]),
-    ):
+    baselines = (("mean", "always the mean action", SERIES[1]), ("last", "the last action again", SERIES[3]))
+    for key, text, color in baselines:
         _, levels = series(act, f"eval/{key}_error")
         if levels:
             axes.axhline(levels[-1], color=color, lw=1.5, ls=(0, (5, 3)), label=text)

@@ -35,16 +35,16 @@ def percent(share: float) -> str:
     """A share in whole percent; only exactly none is 0 %, and only exactly all is 100 %."""
     text = f"{100 * share:.0f}"
     if text == "100" and share < 1:
-        return "> 99 %"
+        return ">\u00a099\u00a0%"
     if text == "0" and share > 0:
-        return "< 1 %"
-    return f"{text} %"
+        return "<\u00a01\u00a0%"
+    return f"{text}\u00a0%"
 
 
 def interval(group: Mapping[str, Any]) -> str:
-    """``42–73 %``."""
+    """``42–73 %``, with a space that no line breaks at."""
     low, high = group["ci95"]
-    return f"{100 * low:.0f}–{100 * high:.0f} %"
+    return f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
 
 
 def label(name: str) -> str:
@@ -81,7 +81,8 @@ def summary_paragraphs(run: Run) -> list[str]:
     first += [_overall(run), *_tasks(run)]
     second = _kinds(run) if run.control != "shuffle" else []
     third = [*_failures(run), *_speed(run)]
-    return [" ".join(part) for part in (first, second, third, _caution(run)) if part]
+    parts = (first, second, third, _caution(run))
+    return [" ".join(part).replace(" %", "\u00a0%") for part in parts if part]
 
 
 def _control(run: Run) -> str:
