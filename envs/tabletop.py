@@ -20,6 +20,7 @@ from .tasks.base import Episode, Task
 
 CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"-_()/"
 MAX_INSTRUCTION = 128
+OPTIONS = ("split", "misname")
 
 
 class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -85,8 +86,11 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         Options: ``split`` (one of `language.SPLITS`), and ``misname``: the instruction names things of the scene drawn
         at random, while success stays what it was; for telling whether a policy listens.
         """
-        super().reset(seed=seed)
         options = options or {}
+        for option in options:
+            if option not in OPTIONS:  # a typing error would silently evaluate something else
+                raise ConfigError(f"unknown reset option {option!r}. {did_you_mean(str(option), OPTIONS)}")
+        super().reset(seed=seed)
         split = _checked_split(options.get("split", self.split))
         self.episode = self.task.sample(self.np_random, split)
         if options.get("misname"):

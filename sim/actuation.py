@@ -163,7 +163,7 @@ class JointPosition:
 
     def disturbance(self, robot: RobotModel) -> np.ndarray:
         """Angles that move the tool about as far as the largest end-effector step; never the gripper."""
-        return np.array([0.08] * len(robot.joints) + [0.0])
+        return np.array([0.06] * len(robot.joints) + [0.0])
 
     def driver(self, robot: RobotModel) -> JointPositionDriver:
         """A driver for one world."""

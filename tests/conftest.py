@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -82,3 +83,31 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the checkout (expected ../shared/data)")
     return folder
+
+
+@functools.cache
+def _factory(task: str, embodiment: str) -> Callable[..., Any]:
+    """What the YAMLs of a task and an embodiment make."""
+    from hydra import compose, initialize_config_module
+    from hydra.utils import instantiate
+
+    with initialize_config_module("brachium.conf", version_base="1.3"):
+        config = compose("record", [f"env=tabletop/{task}", f"embodiment@env.embodiment={embodiment}"])
+    made: Callable[..., Any] = instantiate(config.env)
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_env() -> Callable[..., Any]:
+    """Makes a table-top environment from the configs: ``make_env("reach", "arm7_ee", images=False)``."""
+
+    def make(task: str = "reach", embodiment: str = "arm6_ee", **options: Any) -> Any:
+        return _factory(task, embodiment)(**options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_arm() -> Callable[[str], Any]:
+    """Makes a simulated embodiment from its config: ``make_arm("arm7_joint")``."""
+    return lambda name: _factory("reach", name).keywords["embodiment"]  # type: ignore[attr-defined]
