@@ -130,7 +130,7 @@ def _lines(name: str, entries: Sequence[Any], keys: Mapping[str, str], unit: str
     axes.grid(axis="y", color=GRID, lw=0.8)
     if len(found) > 1:
         _legend(axes)
-    return _svg(figure, name, name)
+    return _svg(figure, name, name.replace("-", " "))
 
 
 def _levels(name: str, values: Mapping[str, float], unit: str) -> str:
@@ -144,7 +144,7 @@ def _levels(name: str, values: Mapping[str, float], unit: str) -> str:
     axes.set_xlim(0, 1.15 * max(values.values()) or 1)
     axes.set_xlabel(unit)
     axes.grid(axis="x", color=GRID, lw=0.8)
-    return _svg(figure, name, name)
+    return _svg(figure, name, name.replace("-", " "))
 
 
 def _error_plot(act: Sequence[Any]) -> str:
