@@ -114,7 +114,7 @@ def _add_object(world: mujoco.MjsBody, item: Item) -> None:
         size=size,
         rgba=[*item.rgb, 1.0],
         mass=0.04,
-        condim=4 if item.kind != "ball" else 6,
+        condim=4 if item.kind == "cube" else 6,  # what is round also resists rolling
         friction=[0.9, 0.01, 0.001],
         **CONTACT,
     )
