@@ -2,11 +2,12 @@
 
 A golden batch is a fixed input with the output the model gave when it was saved. Loading is strict, and recomputes it:
 a model that loads but would act differently (another library version, a wrong normalisation, a swapped camera) is
-refused.
+refused. What a few inputs cannot show (a word they do not contain, a control rate) is found by checksums.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ class Golden:
 @torch.no_grad()
 def predict(model: VLAModel, embodiment: str, observation: Observation, noise: np.ndarray) -> np.ndarray:
     """Chunks float32 (b, h, a) for a batch of observations, in the embodiment's units."""
-    spec = model.embodiments[embodiment]
+    spec = model.spec(embodiment)
     device = model.device
     images = stack_images(observation.images, spec, device)
     tokens = torch.from_numpy(model.instructions(observation.instruction)).to(device)
@@ -62,7 +63,7 @@ def predict(model: VLAModel, embodiment: str, observation: Observation, noise: n
 
 def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed: int = 0) -> Golden:
     """Compute the golden batch of a trained model."""
-    spec = model.embodiments[embodiment]
+    spec = model.spec(embodiment)
     rng = np.random.default_rng(seed)
     shape = (len(observation.state), model.recipe.action_horizon, spec.action.dim)
     noise = rng.standard_normal(shape).astype(np.float32)
@@ -87,7 +88,6 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
         recipe["backbone"] = {**recipe["backbone"], "source": None, "config": config}
     _dump(temporary / "recipe.json", recipe)
     _dump(temporary / "embodiments.json", {k: v.to_dict() for k, v in model.embodiments.items()})
-    _dump(temporary / "meta.json", {"format": FORMAT, **versions(), **meta})
     model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
     save_file(unshared(model.state_dict()), temporary / "model.safetensors")
     arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
@@ -97,6 +97,7 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
         temporary / "golden.safetensors",
         {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
     )
+    _dump(temporary / "meta.json", {"format": FORMAT, **versions(), "sha256": _checksums(temporary), **meta})
     old = _old(path)
     if path.exists():  # else a crash came between the two renames, and `old` is the only one
         shutil.rmtree(old, ignore_errors=True)
@@ -127,7 +128,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
 
     Raises:
         NotFoundError: No checkpoint there.
-        CheckpointError: Incomplete, damaged, of another format, or the golden batch comes out differently.
+        CheckpointError: Incomplete, damaged, edited, of another format, or the golden batch comes out differently.
     """
     from transformers import AutoTokenizer
 
@@ -167,6 +168,10 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     model.eval()
     if verify:
         verify_golden(model, path)
+        now = _checksums(path)
+        edited = [name for name, digest in meta.get("sha256", {}).items() if now.get(name) != digest]
+        if edited:
+            raise CheckpointError(f"{path}: {edited} are not the files that were saved; verify=False loads them anyway")
     return model.to(device)
 
 
@@ -222,6 +227,15 @@ def versions() -> dict[str, Any]:
 
     names = ("brachium", "torch", "transformers", "numpy")
     return {"versions": {name: version(name) for name in names}}
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but meta.json, by its name in the folder."""
+    result = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "meta.json"):
+        with file.open("rb") as opened:
+            result[file.relative_to(path).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return result
 
 
 def _dump(path: Path, data: Any) -> None:

@@ -142,14 +142,16 @@ class VLAModel(nn.Module):
         return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
 
     def _buffer(self, name: str, embodiment: str) -> Tensor:
-        self._checked(embodiment)
+        self.spec(embodiment)
         return self.get_buffer(f"{name}_{embodiment}")
 
-    def _checked(self, embodiment: str) -> None:
+    def spec(self, embodiment: str) -> EmbodimentSpec:
+        """The embodiment of that name; SpecMismatchError where the model was not built for it."""
         if embodiment not in self.embodiments:
             raise SpecMismatchError(
                 f"this model knows no embodiment {embodiment!r}. {did_you_mean(embodiment, self.embodiments)}"
             )
+        return self.embodiments[embodiment]
 
     @property
     def device(self) -> torch.device:
