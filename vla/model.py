@@ -56,12 +56,14 @@ class VLAModel(nn.Module):
         relative = 3 * len(ROLES) if recipe.points else 0
         self.head = instantiate(
             recipe.head,
-            context_dim=self.encoder.width + self.encoder.points_dim + relative + recipe.width,
+            context_dim=recipe.words_dim + self.encoder.points_dim + relative + recipe.width,
             token_dim=0 if recipe.points else self.encoder.width,
             action_horizon=recipe.action_horizon,
             action_dims={k: e.action.dim for k, e in embodiments.items()},
         )
-        self.words_norm = nn.LayerNorm(self.encoder.width)
+        self.words_in = nn.Sequential(
+            nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, recipe.words_dim), nn.Tanh()
+        )
         for name, spec in embodiments.items():
             for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
@@ -105,7 +107,7 @@ class VLAModel(nn.Module):
         offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
         active = self._buffer("action_active", embodiment)
         normalised = (action - offset) / scale
-        context = self._context(encoding, state, embodiment)
+        context = self._context(encoding, state, embodiment, generator)
         return self.head.loss(context, normalised, ~action_pad, active, embodiment, generator)
 
     def sample(
@@ -127,14 +129,25 @@ class VLAModel(nn.Module):
             actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
         return actions
 
-    def _context(self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str) -> Context:
+    def _context(
+        self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str, noise: torch.Generator | None = None
+    ) -> Context:
         offset, scale = self._buffer("state_offset", embodiment), self._buffer("state_scale", embodiment)
         body = self.state_in[embodiment]((state - offset) / scale)
-        parts = [self.words_norm(encoding.words), body]
+        words = self.words_in(encoding.words)
+        if noise is not None and self.training:
+            draw = torch.randn(words.shape, generator=noise, device=noise.device).to(words)
+            words = words + self.recipe.words_noise * draw
+        parts = [words, body]
         readout = self.encoder.point_readout
         if readout is not None:
             # What matters for acting is where things are from the tool, not from the base.
             per_role = encoding.points.unflatten(1, (len(ROLES), -1))
+            if noise is not None and self.training:
+                draw = torch.randn(per_role.shape, generator=noise, device=noise.device).to(per_role)
+                spread = torch.full(per_role.shape[-1:], self.recipe.points_noise * 2.0, device=per_role.device)
+                spread[-3:] = self.recipe.points_noise / METRES
+                per_role = per_role + spread * draw
             tool = state[:, None, list(tool_indices(self.embodiments[embodiment]))] / METRES
             centred = per_role.clone()
             centred[..., -3:] = (per_role[..., -3:] * METRES - readout.centre) / METRES

@@ -30,6 +30,11 @@ class Recipe:
         action_horizon: Steps a chunk predicts.
         max_tokens: Instruction length in tokens.
         width: Width of the per-embodiment state encoding.
+        words_dim, words_noise: The summary of the instruction reaches the head through this many values in -1..1, with
+            noise of this standard deviation in training. The points say where things are; of the words the head needs
+            what to do, and a wider channel lets it learn single sentences by heart.
+        points_noise: Standard deviation of the noise on pointed-at positions in training [m]; image coordinates get
+            the same in units of twice the image size. Frozen features of few frames are learnt by heart without it.
         action_normalization, state_normalization: Modes of `datasets.normalize.Normalizer`.
     """
 
@@ -39,6 +44,9 @@ class Recipe:
     action_horizon: int = 8
     max_tokens: int = 20
     width: int = 128
+    words_dim: int = 8
+    words_noise: float = 0.5
+    points_noise: float = 0.003
     action_normalization: str = "min_max"
     state_normalization: str = "mean_std"
     extra: Mapping[str, Any] = field(default_factory=dict)

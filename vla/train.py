@@ -91,7 +91,7 @@ def train(
     if freeze_encoder:
         vla.encoder.requires_grad_(False)
         if vla.recipe.points:
-            encodings = cached_encodings(vla, data, folder / "cache")
+            encodings = cached_encodings(vla, data, Path(data.path) / "cache")
     options: dict[str, Any] = {"batch_size": optimization.batch_size, "seed": optimization.seed, "encodings": encodings}
     fit = PolicyData(data, training, vla, **options)
     test = PolicyData(data, testing, vla, **options) if len(testing) else None
