@@ -55,7 +55,7 @@ def predict(model: VLAModel, embodiment: str, observation: Observation, noise: n
     device = model.device
     images = stack_images(observation.images, spec, device)
     tokens = torch.from_numpy(model.instructions(observation.instruction)).to(device)
-    state = torch.from_numpy(np.asarray(observation.state, np.float32)).to(device)
+    state = torch.from_numpy(np.array(observation.state, np.float32)).to(device)
     encoding = model.encode(images, tokens, state)
     chunk = model.sample(encoding, state, torch.from_numpy(noise).to(device), embodiment)
     return np.asarray(chunk.float().cpu().numpy())

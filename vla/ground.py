@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..console import log
@@ -48,11 +49,11 @@ class Grounding:
 class SceneBatch:
     """Scenes with k sentences each: images (b, n, H, W, 3), tokens (b, k, l), state (b, s), labels (b, k, r, f)."""
 
-    images: Tensor
-    tokens: Tensor
-    clean_tokens: Tensor
-    state: Tensor
-    objects: Tensor
+    images: UInt8[Tensor, "b n height width 3"]
+    tokens: Int[Tensor, "b k l"]
+    clean_tokens: Int[Tensor, "b k l"]
+    state: Float[Tensor, "b s"]
+    objects: Float[Tensor, "b k r f"]
 
 
 class SceneData:

@@ -204,7 +204,9 @@ def tool_indices(spec: EmbodimentSpec) -> tuple[int, int, int]:
     return names.index("x"), names.index("y"), names.index("z")
 
 
-def stack_images(images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device) -> Tensor:
+def stack_images(
+    images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device
+) -> UInt8[Tensor, "b n height width 3"]:
     """Cameras of one size, in the spec's order: uint8 (b, n, height, width, 3)."""
     arrays = [images[name] for name in spec.camera_names]
     sizes = {a.shape[-3:-1] for a in arrays}

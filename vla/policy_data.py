@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,14 +40,14 @@ class PolicyBatch:
     `previous` (b, a) is the action before each window; where `first` (b,) is True there is none.
     """
 
-    state: Tensor
-    action: Tensor
-    action_pad: Tensor
-    previous: Tensor
-    first: Tensor
+    state: Float[Tensor, "b s"]
+    action: Float[Tensor, "b h a"]
+    action_pad: Bool[Tensor, "b h"]
+    previous: Float[Tensor, "b a"]
+    first: Bool[Tensor, " b"]
     encoding: Encoding | None = None
-    images: Tensor | None = None
-    tokens: Tensor | None = None
+    images: UInt8[Tensor, "b n height width 3"] | None = None
+    tokens: Int[Tensor, "b l"] | None = None
 
     def encode(self, model: VLAModel) -> Encoding:
         """The cached encoding, or a fresh one from the images."""
