@@ -37,6 +37,7 @@ REACH = Phrasings(
         "touch the {object}",
         "move the gripper to the {object}",
         "please reach for the {object}",
+        "go over to the {object}",
     ),
     paraphrase=("please go to the {object}", "bring the gripper to the {object}", "reach over to the {object}"),
 )
