@@ -86,23 +86,20 @@ def shared_data() -> Path:
 
 
 @functools.cache
-def _factory(task: str, embodiment: str) -> Callable[..., Any]:
-    """What the YAMLs of a task and an embodiment make."""
+def _config(task: str, embodiment: str) -> Any:
     from hydra import compose, initialize_config_module
-    from hydra.utils import instantiate
 
     with initialize_config_module("brachium.conf", version_base="1.3"):
-        config = compose("record", [f"env=tabletop/{task}", f"embodiment@env.embodiment={embodiment}"])
-    made: Callable[..., Any] = instantiate(config.env)
-    return made
+        return compose("record", [f"env=tabletop/{task}", f"embodiment@env.embodiment={embodiment}"]).env
 
 
 @pytest.fixture(scope="session")
 def make_env() -> Callable[..., Any]:
     """Makes a table-top environment from the configs: ``make_env("reach", "arm7_ee", images=False)``."""
+    from hydra.utils import instantiate
 
     def make(task: str = "reach", embodiment: str = "arm6_ee", **options: Any) -> Any:
-        return _factory(task, embodiment)(**options)
+        return instantiate(_config(task, embodiment))(**options)  # nothing is shared by two environments
 
     return make
 
@@ -110,4 +107,6 @@ def make_env() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def make_arm() -> Callable[[str], Any]:
     """Makes a simulated embodiment from its config: ``make_arm("arm7_joint")``."""
-    return lambda name: _factory("reach", name).keywords["embodiment"]  # type: ignore[attr-defined]
+    from hydra.utils import instantiate
+
+    return lambda name: instantiate(_config("reach", name).embodiment)
