@@ -194,7 +194,7 @@ class EmbodimentSpec:
             listing = "\n  ".join(lines)
             raise SpecMismatchError(
                 f"{mine} (embodiment {self.name!r}) and {theirs} (embodiment {other.name!r}) do not fit:\n  {listing}\n"
-                f"Use a {theirs} of the same embodiment, or train for the other one."
+                "Expected both to have the same embodiment: change one of them, or train for the other."
             )
 
 
@@ -265,7 +265,8 @@ class ActionChunk:
 
     def clip(self, spec: FeatureSpec) -> ActionChunk:
         """Return a copy limited to the action limits of `spec`."""
-        if not spec.low:
+        if not spec.low and not spec.high:
             return self
-        low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
+        low = np.asarray(spec.low, np.float32) if spec.low else None
+        high = np.asarray(spec.high, np.float32) if spec.high else None
         return replace(self, actions=np.clip(self.actions, low, high))

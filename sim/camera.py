@@ -6,16 +6,26 @@ table-top scene takes under a millisecond.
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import os
 import threading
+import weakref
 
 import mujoco
 import numpy as np
 
 from ..errors import RenderError, SpecMismatchError
-from .backend import unusable
+from .backend import choose_backend, unusable
 
 MAX_GEOMS = 512
+_OPEN: weakref.WeakSet[CameraRenderer] = weakref.WeakSet()
+
+
+def _free_contexts() -> None:
+    """Free what is still open before MuJoCo ends the display, after which freeing it prints a traceback."""
+    for renderer in list(_OPEN):
+        renderer._gl.free()
 
 
 class CameraRenderer:
@@ -25,6 +35,9 @@ class CameraRenderer:
         self.height, self.width = height, width
         self._thread = threading.get_ident()
         self._gl = self._open_context()
+        _OPEN.add(self)
+        atexit.unregister(_free_contexts)
+        atexit.register(_free_contexts)  # after the one by which MuJoCo ends the display: the last goes first
         self._contexts: dict[tuple[int, ...], mujoco.MjrContext] = {}
         self._options = mujoco.MjvOption()
         self._options.geomgroup[3:] = 0  # collision shapes
@@ -36,7 +49,7 @@ class CameraRenderer:
 
     def _open_context(self) -> mujoco.GLContext:
         try:
-            context = mujoco.GLContext(self.width, self.height)
+            context = _context_class()(self.width, self.height)
             context.make_current()
         except Exception as error:  # each backend fails in its own way: ImportError, AttributeError, FatalError ...
             raise unusable(os.environ.get("MUJOCO_GL", ""), error) from error
@@ -96,6 +109,15 @@ class CameraRenderer:
             context.free()
         self._contexts.clear()
         self._gl.free()
+
+
+def _context_class() -> type[mujoco.GLContext]:
+    """The class for the backend in force, also where MuJoCo was imported before the backend was chosen."""
+    backend = choose_backend().lower().strip()
+    if backend not in ("egl", "osmesa"):
+        return mujoco.GLContext
+    made: type[mujoco.GLContext] = importlib.import_module(f"mujoco.{backend}").GLContext
+    return made
 
 
 _LOCAL = threading.local()

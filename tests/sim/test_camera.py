@@ -219,6 +219,27 @@ def test_a_broken_backend_is_a_render_error_that_says_what_to_type(backend):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="backends of Linux")
-def test_without_a_display_and_a_choice_it_draws_all_the_same():
-    done = run_python(DRAW)
+@pytest.mark.parametrize("first", ["", "import mujoco"])  # MuJoCo takes the window system when it is imported first
+def test_without_a_display_and_a_choice_it_draws_all_the_same(first):
+    done = run_python(first + DRAW)
     assert done.stdout.strip().endswith("drawn"), done.stdout + done.stderr
+
+
+def test_a_process_that_drew_ends_without_a_word():
+    """Open renderers of the main thread and of a thread that still runs are freed before the display is."""
+    draw = """
+import threading, numpy
+import mujoco
+from brachium.sim.camera import thread_renderer
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><camera name="c"/></worldbody></mujoco>')
+data, drawn, never = mujoco.MjData(model), threading.Event(), threading.Event()
+def work():
+    thread_renderer(8, 8).render(model, data, {"c": numpy.zeros((8, 8, 3), numpy.uint8)})
+    drawn.set()
+work()
+threading.Thread(target=lambda: (work(), never.wait()), daemon=True).start()
+drawn.wait()
+print("drawn")
+"""
+    done = run_python(draw)
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, "drawn", "")
