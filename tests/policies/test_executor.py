@@ -1,0 +1,174 @@
+"""Chunk executors against brute force over all chunks that were ever predicted."""
+
+import numpy as np
+import pytest
+
+from brachium.errors import ConfigError
+from brachium.policies.executor import RecedingHorizon, TemporalEnsemble
+from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec, Observation
+
+DIM, HORIZON = 3, 5
+
+
+def embodiment(gripper="open_is_1"):
+    return EmbodimentSpec(
+        name="tiny",
+        robot="tiny",
+        control_hz=10.0,
+        cameras=(),
+        state=FeatureSpec(name="state", shape=(2,)),
+        action=FeatureSpec(name="action", shape=(DIM,), names=("x", "y", "grip"), gripper=gripper),
+    )
+
+
+class Noisy:
+    """Chunks that depend on the state and on the noise, one row at a time; remembers what it was asked."""
+
+    def __init__(self, gripper="open_is_1"):
+        self.embodiment, self.action_horizon = embodiment(gripper), HORIZON
+        self.asked = []
+
+    def chunk(self, state, noise):
+        rows = np.arange(HORIZON)[:, None] * [0.1, -0.2, 0.3]
+        return (np.float32(state[0]) + rows + np.tanh(noise) * np.float32(state[1])).astype(np.float32)
+
+    def predict(self, observations, noise):
+        self.asked.append((len(observations), noise.copy()))
+        actions = np.stack([self.chunk(o.state, n) for o, n in zip(observations, noise)])
+        return ActionChunk(actions=actions, control_hz=10.0)
+
+
+def see(rng):
+    return Observation(state=rng.standard_normal(2).astype(np.float32))
+
+
+def by_hand(policy, states, seed, every):
+    """(start, chunk) of each chunk of an episode: one is asked for every `every` steps."""
+    rng = np.random.default_rng([seed, 0xAC7])
+    return [
+        (t, policy.chunk(states[t], rng.standard_normal((HORIZON, DIM), np.float32)))
+        for t in range(0, len(states), every)
+    ]
+
+
+@pytest.mark.parametrize("every", range(1, HORIZON + 1))
+def test_receding_horizon_executes_the_first_actions_of_each_chunk(every):
+    policy, rng = Noisy(), np.random.default_rng(0)
+    executor = RecedingHorizon(policy, execute_horizon=every)
+    executor.reset(0, seed=4)
+    seen = [see(rng) for _ in range(17)]
+    done = np.concatenate([executor.act([o], [0]) for o in seen])
+    assert done.dtype == np.float32
+    chunks = dict(by_hand(policy, [o.state for o in seen], 4, every))
+    expected = [chunks[t - t % every][t % every] for t in range(17)]
+    np.testing.assert_array_equal(done, expected)
+    assert len(policy.asked) == len(range(0, 17, every))
+
+
+@pytest.mark.parametrize("gripper", ["open_is_1", "none"])
+@pytest.mark.parametrize("average_gripper", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.01, 0.7, -0.3])
+def test_temporal_ensemble_is_the_formula_of_act(decay, average_gripper, gripper):
+    """Zhao et al. 2023, algorithm 2: w_i = exp(-m i), w_0 for the oldest prediction, over all that cover the step."""
+    policy, rng = Noisy(gripper), np.random.default_rng(1)
+    executor = TemporalEnsemble(policy, decay=decay, average_gripper=average_gripper)
+    executor.reset(0, seed=9)
+    seen = [see(rng) for _ in range(13)]
+    done = np.concatenate([executor.act([o], [0]) for o in seen])
+    chunks = by_hand(policy, [o.state for o in seen], 9, 1)
+    for t in range(13):
+        live = [chunk[t - start] for start, chunk in chunks if 0 <= t - start < HORIZON]
+        assert len(live) == min(t + 1, HORIZON)
+        weights = [np.exp(-decay * i) for i in range(len(live))]
+        expected = sum(w * row.astype(float) for w, row in zip(weights, live)) / sum(weights)
+        if gripper != "none" and not average_gripper:
+            expected[-1] = live[-1][-1]
+        np.testing.assert_allclose(done[t], expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: RecedingHorizon(p, execute_horizon=2), lambda p: TemporalEnsemble(p)],
+    ids=["receding", "ensemble"],
+)
+def test_a_lane_does_what_it_would_do_alone(make):
+    """Lanes start, end, skip steps and swap order; none changes another."""
+    rng = np.random.default_rng(2)
+    episodes = {lane: [see(rng) for _ in range(9)] for lane in (0, 3, 7)}
+    alone = {}
+    for lane, seen in episodes.items():
+        executor = make(Noisy())
+        executor.reset(lane, seed=100 + lane)
+        alone[lane] = [executor.act([o], [lane])[0] for o in seen]
+
+    executor, together = make(Noisy()), {lane: [] for lane in episodes}
+    executor.reset(0, seed=100)
+    executor.reset(3, seed=103)
+    position = dict.fromkeys(episodes, 0)
+    for step in range(40):
+        if step == 4:
+            executor.reset(7, seed=107)
+        ready = [k for k in episodes if position[k] < 9 and (k != 7 or step >= 4) and rng.random() < 0.7]
+        rng.shuffle(ready)
+        if not ready:
+            continue
+        actions = executor.act([episodes[k][position[k]] for k in ready], ready)
+        for lane, action in zip(ready, actions):
+            together[lane].append(action)
+            position[lane] += 1
+    for lane, expected in alone.items():
+        np.testing.assert_array_equal(together[lane], expected)
+
+
+def test_lanes_that_need_a_chunk_ask_in_one_batch():
+    policy, rng = Noisy(), np.random.default_rng(3)
+    executor = RecedingHorizon(policy, execute_horizon=3)
+    for lane in range(4):
+        executor.reset(lane, seed=lane)
+    for _ in range(3):
+        executor.act([see(rng) for _ in range(4)], range(4))
+    assert [count for count, _ in policy.asked] == [4]
+
+
+def test_a_reset_starts_the_episode_again_from_its_seed():
+    policy, rng = Noisy(), np.random.default_rng(4)
+    executor, seen = TemporalEnsemble(policy), [see(rng) for _ in range(6)]
+
+    def episode(seed):
+        executor.reset(0, seed=seed)
+        return np.stack([executor.act([o], [0])[0] for o in seen])
+
+    first = episode(1)
+    assert not np.array_equal(episode(2), first)
+    np.testing.assert_array_equal(episode(1), first)
+
+
+def test_the_executor_does_not_write_into_the_policys_chunks():
+    policy, rng = Noisy(), np.random.default_rng(5)
+    given, predict = [], policy.predict
+
+    def keep(observations, noise):
+        chunk = predict(observations, noise)
+        given.append((chunk.actions, chunk.actions.copy()))
+        return chunk
+
+    policy.predict = keep
+    executor = TemporalEnsemble(policy)
+    executor.reset(0, seed=0)
+    for _ in range(8):
+        executor.act([see(rng)], [0])[:] = 1e9  # nor does the caller
+    for now, before in given:
+        np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.parametrize("every", [0, -1, HORIZON + 1])
+def test_replanning_outside_the_chunk_is_refused(every):
+    with pytest.raises(ConfigError, match=rf"1\.\.{HORIZON} steps .*got {every}"):
+        RecedingHorizon(Noisy(), execute_horizon=every)
+
+
+def test_acting_before_a_reset_is_refused():
+    executor = RecedingHorizon(Noisy())
+    executor.reset(0, seed=0)
+    with pytest.raises(ConfigError, match=r"lanes \[2\] act before reset"):
+        executor.act([see(np.random.default_rng(0))] * 2, [0, 2])
