@@ -1,7 +1,8 @@
 """Honesty checks of the demo: controls, the expert, training seeds, and success over demonstrations and minutes.
 
-Run by ``make bench-demo``. Everything lands in ``outputs/bench-demo`` (reused when run again); the figures go to
-``benchmarks/results/demo.json`` and, as tables, to ``docs/results.md``.
+Run by ``make bench-demo``. Everything lands in ``outputs/`` (the demo's own folder is used; what is there is reused);
+the figures go to ``benchmarks/results/demo.json`` and, as tables, to ``docs/results.md``. Parts can be run one by one:
+figures of other parts are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from brachium.console import log, progress
 from brachium.policies.intervals import rate
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "outputs" / "bench-demo"
+OUT = ROOT / "outputs"
+PARTS = ("demo", "shuffle", "blind", "chance", "expert", "tokenized", "seeds", "demonstrations")
 TASKS = ("reach", "push", "place")
 
 
@@ -34,16 +36,16 @@ def brachium(*words: str) -> None:
 
 def demo(*words: str, name: str = "demo") -> dict[str, Any]:
     """Run the demo with options and return its result."""
-    brachium("demo", f"out={OUT / name}", *words)
+    brachium("demo", f"out={(OUT / name).relative_to(ROOT)}", *words)
     return json.loads((OUT / name / "result.json").read_text())
 
 
 def evaluation(run: str, out: str, *words: str) -> dict[str, Any]:
     """Evaluate a checkpoint of the demo with options and return its summary."""
-    target = OUT / out
-    brachium(
-        "eval", f"checkpoint={OUT / 'demo' / run / 'checkpoint'}", f"out={target}", "videos=0", "report=false", *words
-    )
+    target = OUT / "controls" / out
+    checkpoint = OUT.relative_to(ROOT) / "demo" / run / "checkpoint"
+    options = (f"out={target.relative_to(ROOT)}", "videos=0", "report=false")
+    brachium("eval", f"checkpoint={checkpoint}", *options, *words)
     return json.loads((target / "summary.json").read_text())
 
 
@@ -51,7 +53,7 @@ def expert(episodes: int) -> dict[str, Any]:
     """Success of the scripted experts on the evaluation's own seeds."""
     from brachium.cli.compose import load
 
-    result = {}
+    result: dict[str, Any] = {}
     for task in TASKS:
         env = load(f"env/tabletop/{task}")(images=False)
         wins = 0
@@ -85,29 +87,49 @@ def chance(episodes: int = 2000) -> dict[str, float]:
     return result
 
 
+def cpu_name() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes a task")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds (encoder and head)")
     parser.add_argument("--demos", type=int, nargs="*", default=[50, 100, 200], help="smaller demonstration counts")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what to measure")
     options = parser.parse_args()
-    episodes = f"episodes={options.episodes}"
-    results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
-    results["demo"] = demo(episodes)
-    for control in ("shuffle", "blind"):
-        results[control] = evaluation("flow-0", control, episodes, f"control={control}")
-    results["chance"] = chance()
-    results["expert"] = expert(options.episodes)
-    results["tokenized"] = demo(episodes, "model/head=tokenized")
-    results["seeds"] = [results["demo"]]
-    for seed in range(1, options.seeds):
-        words = (f"optimization.seed={seed}", f"grounding.optimization.seed={seed}")
-        results["seeds"].append(demo(episodes, *words, name=f"seed-{seed}"))
-    results["demonstrations"] = []
-    for count in options.demos:
-        words = (f"demos={count}", f"encoder={OUT / 'demo' / 'flow-0' / 'checkpoint'}")
-        results["demonstrations"].append({"per_task": count, **demo(episodes, *words, name=f"demos-{count}")})
+    os.chdir(ROOT)
+    episodes, parts = f"episodes={options.episodes}", options.parts
     target = ROOT / "benchmarks" / "results" / "demo.json"
+    results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
+    if "demo" in parts:
+        results["demo"] = demo(episodes)
+    for control in ("shuffle", "blind"):
+        if control not in parts:
+            continue
+        results[control] = evaluation("flow-0", control, episodes, f"control={control}")
+    if "chance" in parts:
+        results["chance"] = chance()
+    if "expert" in parts:
+        results["expert"] = expert(options.episodes)
+    if "tokenized" in parts:
+        results["tokenized"] = demo(episodes, "model/head=tokenized")
+    if "seeds" in parts:
+        results["seeds"] = [results["demo"]]
+        for seed in range(1, options.seeds):
+            words = (f"optimization.seed={seed}", f"grounding.optimization.seed={seed}")
+            results["seeds"].append(demo(episodes, *words, name=f"demo-seed-{seed}"))
+    if "demonstrations" in parts:
+        results["demonstrations"] = []
+        for count in options.demos:
+            found = demo(episodes, f"demos={count}", name=f"demo-{count}")
+            results["demonstrations"].append({"per_task": count, **found})
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n")
     from results_page import write_page

@@ -22,8 +22,7 @@ class Stack:
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
         """Cubes of different colours; the second is stacked on, and is no held-out one: the instruction names it."""
         while True:
-            target, *others = sample_objects(rng, 2 + self.distractors, ("cube",), split)
-            items = [target, *sorted(others, key=held_out)]
+            items = sample_objects(rng, 2 + self.distractors, ("cube",), split)
             if not held_out(items[1]):
                 break
         placed = place_apart(rng, items, gap=0.04)

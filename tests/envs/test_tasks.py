@@ -52,6 +52,14 @@ def test_held_out_pairs_are_never_named_outside_their_split(task, split):
         assert tuple(episode.roles["goal"].split()) not in HELD_OUT
 
 
+def test_a_stack_of_two_cubes_names_no_held_out_pair_either():
+    task = Stack(distractors=0)
+    for seed in range(150):
+        episode = task.sample(np.random.default_rng(seed), "train")
+        assert len(episode.scene.items) == 2
+        assert not HELD_OUT & set(named(episode.instruction))
+
+
 @pytest.mark.parametrize("task", WITH_OBJECTS)
 def test_the_target_of_the_pair_split_is_always_held_out(task):
     seen = set()

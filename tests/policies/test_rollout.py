@@ -10,6 +10,7 @@ from brachium.envs.vector import ThreadVectorEnv
 from brachium.errors import ConfigError
 from brachium.policies.executor import RecedingHorizon
 from brachium.policies.rollout import observation_of, replay, rollout
+from brachium.sim.simulation import DOWN
 from brachium.spec import ActionChunk
 
 SEEDS = [11, 5, 8, 3, 21, 34, 2]
@@ -94,6 +95,27 @@ def test_a_failure_is_no_success(make_env):
     assert not any(r.success for r in wander(make_env, 4).values() if r.steps == 14)
     env = vector(make_env, 2, max_steps=1)
     assert [r.success for r in rollout(env, Scripted(env), [0, 1, 2])] == [False] * 3
+    env.close()
+
+
+class Mistaken(Scripted):
+    """Reaches for another thing than the one it was told to."""
+
+    def act(self, observations, lanes):
+        actions = []
+        for lane in lanes:
+            env = self.env.envs[lane]
+            other = next(i.name for i in env.sim.scene.items if i.name != env.episode.roles["object"])
+            target = env.sim.position(other) + np.array([0.0, 0.0, 0.035])
+            actions.append(env.sim.driver.encode(target, DOWN, 1.0))
+        return np.stack(actions)
+
+
+def test_an_episode_that_ends_by_a_mistake_is_no_success(make_env):
+    env = vector(make_env, 2)
+    results = list(rollout(env, Mistaken(env), range(4)))
+    assert all(result.steps < env.envs[0].task.max_steps for result in results)  # it was not cut off
+    assert [result.success for result in results] == [False] * 4
     env.close()
 
 
