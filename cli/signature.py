@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import BrachiumError, ConfigError, did_you_mean
 
 # Hydra's own keys beside `_target_`; everything else in such a node is a keyword argument.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
@@ -23,6 +23,8 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     """Import the function or class that a `_target_` names; `where` is the node's key, for messages."""
     try:
         found = _import_path(path)
+    except BrachiumError:  # says what to type better than we could, for example where rendering is broken
+        raise
     except Exception as error:
         root = _root_cause(error)
         if isinstance(root, ModuleNotFoundError) and root.name and not path.startswith(root.name):

@@ -219,6 +219,16 @@ def test_a_broken_backend_is_a_render_error_that_says_what_to_type(backend):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="backends of Linux")
+def test_the_command_line_says_so_without_a_traceback(tmp_path):
+    code = f"import sys; from brachium.__main__ import main; sys.exit(main(['record', 'out={tmp_path}/store']))"
+    done = run_python(code, MUJOCO_GL="nonsense")
+    assert done.returncode == 2
+    assert "MuJoCo cannot render here (MUJOCO_GL=nonsense" in done.stderr
+    assert "brachium doctor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="backends of Linux")
 @pytest.mark.parametrize("first", ["", "import mujoco"])  # MuJoCo takes the window system when it is imported first
 def test_without_a_display_and_a_choice_it_draws_all_the_same(first):
     done = run_python(first + DRAW)
