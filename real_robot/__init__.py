@@ -1,0 +1,1 @@
+"""What moves: the bridge to real robots. Its parts come with the issue that asks for them."""
