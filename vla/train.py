@@ -61,8 +61,8 @@ def train(
         encoder: Checkpoint whose trained encoder and tokenizer are taken instead of grounding one.
         freeze_encoder: Train only the head, on encodings cached a frame.
         heldout: Share of episodes kept for the held-out loss.
-        env: Environment to evaluate in, closed loop, when training ends; its spec must fit the store's.
-        evaluator: What evaluates a checkpoint in `env`.
+        env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
+        evaluator: Called with `checkpoint` and `env` when training ends; none by default, then type brachium eval.
         evaluate_every: Steps between held-out losses; 0 for the end only.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
