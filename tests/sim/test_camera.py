@@ -247,6 +247,7 @@ def work():
     thread_renderer(8, 8).render(model, data, {"c": numpy.zeros((8, 8, 3), numpy.uint8)})
     drawn.set()
 work()
+drawn.clear()  # Python kills a daemon thread inside MuJoCo's bindings with a signal: let it come out first
 threading.Thread(target=lambda: (work(), never.wait()), daemon=True).start()
 drawn.wait()
 print("drawn")
