@@ -22,44 +22,63 @@ from brachium.cli.compose import load
 from brachium.envs.vector import ThreadVectorEnv
 
 
-def measure(env: Any, steps: int, actions: np.ndarray) -> float:
-    """Environment steps a second, resetting finished episodes as an evaluation does."""
-    count = env.num_envs
-    env.reset(seed=list(range(count)))
-    seed, begin, done = count, time.perf_counter(), 0
-    for k in range(steps):
-        _, _, terminated, truncated, _ = env.step(actions[k])
-        done += count
+def script(make: Any, seeds: range) -> dict[int, np.ndarray]:
+    """The expert's actions (steps, a) of each episode: what a rollout asks of an environment, without a policy."""
+    env, found = make(images=False), {}
+    for seed in seeds:
+        env.reset(seed=seed)
+        actions, over = [], False
+        while not over:
+            actions.append(env.expert_action())
+            *_, terminated, truncated, _ = env.step(actions[-1])
+            over = terminated or truncated
+        found[seed] = np.stack(actions)
+    return found
+
+
+def measure(env: Any, scripts: dict[int, np.ndarray]) -> float:
+    """Environment steps a second of playing all scripts, resetting finished episodes as an evaluation does."""
+    count, waiting = env.num_envs, list(scripts)
+    playing: list[int | None] = [waiting.pop(0) for _ in range(count)]
+    at, done = np.zeros(count, int), 0
+    begin = time.perf_counter()
+    env.reset(seed=list(playing))
+    actions = np.zeros((count, env.single_action_space.shape[0]), np.float32)
+    while waiting:  # until the first lane runs out of episodes: all lanes are busy all the time
+        for lane, seed in enumerate(playing):
+            actions[lane] = scripts[seed][at[lane]]  # type: ignore[index]
+        _, _, terminated, truncated, _ = env.step(actions)
+        done, at = done + count, at + 1
         ended = terminated | truncated
-        if ended.any():
-            seeds = [seed + i if e else None for i, e in enumerate(ended)]
-            seed += count
-            env.reset(seed=seeds, options={"reset_mask": ended})
+        if ended.any() and len(waiting) >= ended.sum():
+            for lane in np.flatnonzero(ended):
+                playing[lane], at[lane] = waiting.pop(0), 0
+            env.reset(seed=list(playing), options={"reset_mask": ended})
+        elif ended.any():
+            break
     return done / (time.perf_counter() - begin)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     results: dict[str, Any] = {"envs": options.envs, "cores": os.cpu_count()}
+    make = load("env/tabletop/place")
+    scripts = script(make, range(options.episodes))
+    warm = {seed: scripts[seed] for seed in range(options.envs + 1)}
     for images in (False, True):
-        make = load("env/tabletop/place")
         functions = [lambda make=make, images=images: make(images=images)] * options.envs
-        rng = np.random.default_rng(0)
-        single = make(images=images)
-        low, high = single.action_space.low, single.action_space.high
-        actions = rng.uniform(low, high, (options.steps, options.envs, len(low))).astype(np.float32)
         ours, theirs = [], []
         thread = ThreadVectorEnv(functions)
         processes = AsyncVectorEnv(functions, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         for env in (thread, processes):
-            measure(env, 5, actions)
+            measure(env, warm)
         for _ in range(options.rounds):
-            ours.append(measure(thread, options.steps, actions))
-            theirs.append(measure(processes, options.steps, actions))
+            ours.append(measure(thread, scripts))
+            theirs.append(measure(processes, scripts))
         thread.close()
         processes.close()
         name = "two 96 px cameras" if images else "no cameras"

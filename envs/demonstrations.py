@@ -34,20 +34,30 @@ class ExpertDemonstrations:
 
     On a share of the episodes the executed action is disturbed while the label stays the expert's clean action at the
     state reached (DART, Laskey et al. 2017), so that the data shows how to come back. On some, the gripper is forced
-    open for a few steps: what is held falls, and is picked up again.
+    open for a few steps: what is held falls, and is picked up again. On some, the arm stumbles: for a few steps it goes
+    a straight way of its own, which brings it to where small disturbances never would.
 
     Args:
         env: An environment with `expert_action`.
         noise: Standard deviation of the disturbance, as a share of what the control mode's `disturbance` says.
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens by itself once.
+        stumble: Share of the episodes in which the arm goes astray once or twice.
         settle: Steps recorded after success (the policy should stay there).
     """
 
     def __init__(
-        self, env: TabletopEnv, *, noise: float = 0.3, noisy: float = 0.8, drop: float = 0.1, settle: int = 1
+        self,
+        env: TabletopEnv,
+        *,
+        noise: float = 0.3,
+        noisy: float = 0.8,
+        drop: float = 0.1,
+        stumble: float = 0.5,
+        settle: int = 1,
     ) -> None:
-        self.env, self.noise, self.noisy, self.drop, self.settle = env, noise, noisy, drop, settle
+        self.env, self.noise, self.noisy, self.drop, self.stumble = env, noise, noisy, drop, stumble
+        self.settle = settle
         self.name = env.task.name
         self.schema = StoreSchema(embodiment=env.embodiment.spec)
 
@@ -58,6 +68,7 @@ class ExpertDemonstrations:
         embodiment = env.embodiment
         scale = self.noise * embodiment.control.disturbance(embodiment.robot) * (rng.random() < self.noisy)
         drop_at = int(rng.integers(4, 20)) if rng.random() < self.drop else -1
+        astray = self._astray(rng)
         steps: list[Step] = []
         success, after = False, 0
         for t in range(env.task.max_steps):
@@ -67,6 +78,8 @@ class ExpertDemonstrations:
             if success and (after := after + 1) >= self.settle:
                 break
             executed = action + rng.normal(0.0, 1.0, action.shape) * scale
+            if t in astray:
+                executed = self._stumbled(action, astray[t])
             if drop_at <= t < drop_at + 2:
                 executed[-1] = 1.0
             observation, _, terminated, _, info = env.step(executed.astype(np.float32))
@@ -76,3 +89,22 @@ class ExpertDemonstrations:
         instruction = str(observation["instruction"])
         meta = {"seed": seed, "task": self.name}
         return [RecordedEpisode(instruction, (self.name, "expert"), meta, steps, success)]
+
+    def _astray(self, rng: np.random.Generator) -> dict[int, np.ndarray]:
+        """Time step -> disturbance, of each step at which the arm goes its own way."""
+        found: dict[int, np.ndarray] = {}
+        if rng.random() >= self.stumble:
+            return found
+        unit = self.env.embodiment.control.disturbance(self.env.embodiment.robot)
+        for _ in range(int(rng.integers(1, 3))):
+            begin, length = int(rng.integers(2, 30)), int(rng.integers(2, 6))
+            way = np.append(rng.uniform(-1.0, 1.0, len(unit) - 1) * unit[:-1], rng.choice([-1.0, 0.0, 1.0]))
+            found |= dict.fromkeys(range(begin, begin + length), way)
+        return found
+
+    def _stumbled(self, action: np.ndarray, way: np.ndarray) -> np.ndarray:
+        """The action with its position part replaced (delta control) or shifted (absolute) and the gripper flipped."""
+        absolute = self.env.embodiment.spec.action.reference == "absolute"
+        moved = np.where(way != 0.0, way + (action if absolute else 0.0), action)
+        moved[-1] = action[-1] if way[-1] == 0.0 else float(way[-1] > 0.0)
+        return moved

@@ -36,6 +36,7 @@ def record(
     noise: float = 0.3,
     noisy: float = 0.8,
     drop: float = 0.1,
+    stumble: float = 0.5,
     keep_failures: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -53,12 +54,13 @@ def record(
         noise: Disturbance of the executed action, as a share of its largest step; labels stay clean.
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
+        stumble: Share of the episodes in which the arm goes astray once or twice.
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
     if episodes < 1 or workers < 1:
         raise ConfigError(f"expected episodes and workers of at least 1, got episodes={episodes}, workers={workers}")
-    options = {"noise": noise, "noisy": noisy, "drop": drop}
+    options = {"noise": noise, "noisy": noisy, "drop": drop, "stumble": stumble}
     source = make_source(env, options)
     store = _open_or_create(Path(out), source, overwrite)
     EpisodeWriter(store).close()  # adopts what a killed writer finished, before we count what is there

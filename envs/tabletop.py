@@ -16,7 +16,7 @@ from ..sim.scene import OBJECT_KINDS
 from ..sim.simulation import DOWN, Simulation
 from ..spec import EmbodimentSpec
 from .language import SPLITS
-from .tasks.base import Episode, Task
+from .tasks.base import OUT_OF_TIME, Episode, Task
 
 CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"-_()/"
 MAX_INSTRUCTION = 128
@@ -28,7 +28,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Observations: ``state`` float32 (s,), one uint8 image (height, width, 3) a camera, ``instruction`` (text).
     Actions: as in the embodiment's spec, in its units. Reward: 1 at success, else 0. An episode terminates at success
-    or failure and is truncated after the task's `max_steps`. ``info`` has ``success`` and ``split``.
+    or failure and is truncated after the task's `max_steps`. ``info`` has ``success``, ``task``, ``split`` (on reset)
+    and ``failure`` (on steps): why the episode failed, in a few words, else empty.
 
     The same seed and options give the same episode, bit for bit, whatever was run before.
 
@@ -110,9 +111,11 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.sim.step(action)
         self._steps += 1
         success = self.task.success(self.sim, self.episode)
-        terminated = success or self.task.failure(self.sim, self.episode)
+        failure = "" if success else self.task.failure(self.sim, self.episode)
+        terminated = success or bool(failure)
         truncated = not terminated and self._steps >= self.task.max_steps
-        return self._observe(), float(success), terminated, truncated, self._info(success=success)
+        info = self._info(success=success, failure=failure or (OUT_OF_TIME if truncated else ""))
+        return self._observe(), float(success), terminated, truncated, info
 
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now: an action (a,) in the embodiment's units."""

@@ -31,7 +31,7 @@ class ThreadVectorEnv(VectorEnv):
         if not env_fns:
             raise ConfigError("expected at least one environment factory, got none")
         self.num_envs = len(env_fns)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED, "rests_finished": True}
         count = max(1, min(threads or os.cpu_count() or 1, self.num_envs))
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"env-{k}") for k in range(count)]
         made = [self._pool(k).submit(make) for k, make in enumerate(env_fns)]
@@ -101,17 +101,19 @@ class ThreadVectorEnv(VectorEnv):
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         success = np.zeros(self.num_envs, bool)
+        failure = np.full(self.num_envs, "", object)
 
         def one(index: int) -> None:
             observation, rewards[index], terminated[index], truncated[index], info = self.envs[index].step(
                 actions[index]
             )
             success[index] = bool(info.get("success", False))
+            failure[index] = str(info.get("failure", ""))
             self._write(index, observation)
             self._done[index] = terminated[index] or truncated[index]
 
         self._run(one, np.flatnonzero(~self._done).tolist())
-        return self._batch(), rewards, terminated, truncated, {"success": success}
+        return self._batch(), rewards, terminated, truncated, {"success": success, "failure": failure}
 
     def _run(self, job: Callable[[int], None], indices: Sequence[int]) -> None:
         """Run the job of each environment in its thread, one task a thread, and wait for all."""

@@ -222,6 +222,7 @@ class EpisodeLog:
             "seed": result.seed,
             "instruction": result.instruction,
             "success": result.success,
+            "failure": result.failure,
             "steps": result.steps,
             "seconds": round(result.seconds, 3),
             "actions": result.actions.astype(float).tolist(),

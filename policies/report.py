@@ -103,6 +103,7 @@ def _videos(run: Run) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
         used += len(data)
         shown = {k: video[k] for k in ("instruction", "seed", "steps", "success")}
         shown["split"] = SPLIT_NAMES.get(video["split"], video["split"])
+        shown["failure"] = video.get("failure") or "failure"
         shown["data"] = base64.b64encode(data).decode()
         shown["poster"] = poster(video["path"])
         groups.setdefault(video["task"], []).append(shown)
@@ -131,7 +132,9 @@ def _steps_caption(run: Run, task: str) -> str:
     group = run.tasks[task]
     failed = group["episodes"] - group["success"]
     limit = f"; cut off after {run.limits[task]} steps" if task in run.limits else ""
-    return f"{group['success']} of {group['episodes']} succeeded, {failed} failed (not drawn){limit}."
+    ends = [f"{number} {reason}" for reason, number in run.endings(task).most_common()]
+    why = f": {', '.join(ends)}" if failed and len(run.rows) else ""
+    return f"{group['success']} of {group['episodes']} succeeded, {failed} failed (not drawn){why}{limit}."
 
 
 def facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -74,14 +74,18 @@ class Run:
                 found[name] = longest
         return found
 
-    def endings(self) -> Counter[str]:
-        """How failed episodes ended: ``time`` ran out, ``early`` by the task's rules, or ``unknown``."""
+    def endings(self, task: str | None = None) -> Counter[str]:
+        """How failed episodes (of a task) ended: what the environment said, else ``out of time`` by their length.
+
+        ``early`` where the task's rules ended them without a word; ``unknown`` where not even the limit is known.
+        """
         result: Counter[str] = Counter()
         for row in self.rows:
-            if row["success"]:
+            if row["success"] or task not in (None, row["task"]):
                 continue
             limit = self.limits.get(row["task"])
-            result["unknown" if limit is None else "time" if row["steps"] >= limit else "early"] += 1
+            guess = "unknown" if limit is None else "out of time" if row["steps"] >= limit else "early"
+            result[str(row.get("failure") or guess)] += 1
         return result
 
 

@@ -157,18 +157,27 @@ def _failures(run: Run) -> list[str]:
     ends = run.endings()
     if ends.total() != failed or ends["unknown"] == failed:
         return [*sentences, "The log does not say how failed episodes ended."]
-    phrases = {
-        "time": "ran out of time",
-        "early": "ended early, counted as failed by the task (for example because something else was reached, "
-        "was moved to the goal, or fell)",
-        "unknown": "ended in a way that the log does not say",
-    }
-    kinds = sorted((k for k in phrases if ends[k]), key=lambda k: -ends[k])
+    kinds = sorted(ends, key=lambda k: -ends[k])
     if len(kinds) == 1:
         whole = "The only failed episode" if failed == 1 else f"All {failed} failed episodes"
-        return [*sentences, f"{whole} {phrases[kinds[0]]}."]
-    parts = [f"{ends[kind]} {phrases[kind]}" for kind in kinds]
+        return [*sentences, f"{whole} {_ending(kinds[0])}."]
+    parts = [f"{ends[kind]} {_ending(kind)}" for kind in kinds]
     return [*sentences, f"Of {failed} failed episodes, {listed(parts)}."]
+
+
+_ENDINGS = {
+    "out of time": "ran out of time",
+    "wrong object": "went for a wrong object",
+    "wrong goal": "took it to a wrong goal",
+    "off the table": "lost the object off the table",
+    "early": "ended early, counted as failed by the task",
+    "unknown": "ended in a way that the log does not say",
+}
+
+
+def _ending(reason: str) -> str:
+    """What failed episodes did, in words; reasons of other environments are quoted."""
+    return _ENDINGS.get(reason, f"ended with “{reason}”")
 
 
 def _speed(run: Run) -> list[str]:

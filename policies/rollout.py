@@ -27,7 +27,8 @@ class EpisodeResult:
     Attributes:
         seed: Of the environment and of the policy's draws.
         instruction: What the policy was told.
-        success: Whether the environment said so.
+        success: Whether the environment said so, by ``info["success"]`` or else by a positive reward at the end.
+        failure: Why not, in the environment's words (``info["failure"]``); empty where it does not say.
         steps: Number of actions.
         actions: float32 (steps, a): with the seed, they replay the episode exactly.
         seconds: Wall time while it ran, beside others [s].
@@ -36,6 +37,7 @@ class EpisodeResult:
     seed: int
     instruction: str
     success: bool
+    failure: str
     steps: int
     actions: np.ndarray
     seconds: float
@@ -47,7 +49,8 @@ def rollout(
     """Run one episode a seed and yield results as they end; none depends on the others or on the number of envs.
 
     Args:
-        env: Vector environment with ``AutoresetMode.DISABLED``.
+        env: Vector environment with ``AutoresetMode.DISABLED``. Lanes without an episode are reset when they end and
+            stepped with zeros, unless ``metadata["rests_finished"]`` says that it leaves finished ones alone.
         policy: Acts for lane k in sub-environment k.
         seeds: One an episode.
         options: Reset options of every episode.
@@ -57,13 +60,15 @@ def rollout(
     waiting = list(seeds)
     lanes: dict[int, _Running] = {}
     observation: dict[str, Any] = {}
+    rests = bool(env.metadata.get("rests_finished"))
+    ended = np.ones(env.num_envs, bool)
     while waiting or lanes:
         free = [k for k in range(env.num_envs) if k not in lanes][: len(waiting)]
-        if free:
+        if free or (ended.any() and not rests):
             started = [waiting.pop(0) for _ in free]
-            mask = np.zeros(env.num_envs, bool)
+            mask = np.zeros(env.num_envs, bool) if rests else ended.copy()
             mask[free] = True
-            all_seeds: list[int | None] = [None] * env.num_envs
+            all_seeds: list[int | None] = [0 if one and not rests else None for one in ended]
             for lane, seed in zip(free, started):
                 all_seeds[lane] = seed
                 policy.reset(lane, seed)
@@ -76,13 +81,16 @@ def rollout(
         chosen = policy.act(seen, active)
         actions = np.zeros((env.num_envs, policy.embodiment.action.dim), np.float32)
         actions[active] = chosen
-        observation, rewards, terminated, truncated, _ = env.step(actions)
+        observation, rewards, terminated, truncated, info = env.step(actions)
+        ended = np.asarray(terminated | truncated)
         for lane, action in zip(active, chosen):
             running = lanes[lane]
             running.actions.append(action)
-            if terminated[lane] or truncated[lane]:
+            if ended[lane]:
                 del lanes[lane]
-                yield running.result(success=bool(rewards[lane] > 0))
+                success = info["success"][lane] if "success" in info else rewards[lane] > 0
+                failure = info["failure"][lane] if "failure" in info else ""
+                yield running.result(success=bool(success), failure=str(failure or ""))
 
 
 class _Running:
@@ -91,11 +99,12 @@ class _Running:
         self.actions: list[np.ndarray] = []
         self.start = time.monotonic()
 
-    def result(self, success: bool) -> EpisodeResult:
+    def result(self, success: bool, failure: str) -> EpisodeResult:
         return EpisodeResult(
             seed=self.seed,
             instruction=self.instruction,
             success=success,
+            failure=failure,
             steps=len(self.actions),
             actions=np.stack(self.actions),
             seconds=time.monotonic() - self.start,

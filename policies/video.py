@@ -42,6 +42,7 @@ def record_videos(
             path = target / f"{row['task']}-{row['split']}-{row['seed']}-{ending}.mp4"
             write_video(path, frames, fps=10)
             listing.append({k: row[k] for k in ("task", "split", "seed", "instruction", "success", "steps")})
+            listing[-1]["failure"] = row.get("failure", "")
             listing[-1]["file"] = f"videos/{path.name}"
             bar.update(1)
     (folder / "videos.json").write_text(json.dumps(listing, indent=1) + "\n")

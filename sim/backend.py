@@ -11,6 +11,9 @@ from ..errors import RenderError
 def choose_backend() -> str:
     """Set MUJOCO_GL to ``egl`` on a Linux machine without a display unless it is set; return what is in force."""
     headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    # Mesa's software rasteriser then draws in the calling thread: we keep every core busy with worlds of their own, and
+    # small pictures gain nothing from a pool of threads for each context.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     if sys.platform == "linux" and headless:
         os.environ.setdefault("MUJOCO_GL", "egl")
     return os.environ.get("MUJOCO_GL", "")

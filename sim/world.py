@@ -45,6 +45,8 @@ def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> muj
     spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
     spec.visual.quality.shadowsize = 64  # shadows are off; the buffer is allocated all the same
     spec.visual.quality.offsamples = 0
+    # A software rasteriser pays for every vertex: these look the same up to 256 px at 0.4 times the cost.
+    spec.visual.quality.numslices, spec.visual.quality.numstacks, spec.visual.quality.numquads = 16, 10, 1
     spec.visual.map.znear = 0.01
     spec.visual.headlight.ambient = [0.35, 0.35, 0.35]
     spec.visual.headlight.diffuse = [0.2, 0.2, 0.2]

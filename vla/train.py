@@ -28,7 +28,7 @@ from .recipe import Recipe
 from .tokenizer import word_tokenizer
 
 GOLDEN_FRAMES = 4
-EVALUATED_WINDOWS = 512
+EVALUATED_WINDOWS, EVALUATED_AT_ONCE = 512, 128
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     freeze_encoder: bool = True,
     heldout: float = 0.1,
     env: Callable[..., Any] | None = None,
-    evaluator: Callable[..., dict[str, float]] | None = None,
+    evaluator: Callable[..., Any] | None = None,
     evaluate_every: int = 0,
     resume: bool = False,
     device: str = "auto",
@@ -62,7 +62,7 @@ def train(
         freeze_encoder: Train only the head, on encodings cached a frame.
         heldout: Share of episodes kept for the held-out loss.
         env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
-        evaluator: Called with `checkpoint` and `env` when training ends; none by default, then type brachium eval.
+        evaluator: Called with `checkpoint`, `env` and `out` when training ends, if there is an `env`; null for none.
         evaluate_every: Steps between held-out losses; 0 for the end only.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -82,11 +82,8 @@ def train(
     statistics = compute_statistics(data, episodes=training)
     vla.set_statistics(name, statistics)
     notes: dict[str, Any] = {"seconds": {}, "parameters": vla.parameter_count()}
-    if grounding is not None and encoder is None:
-        notes["grounding"] = _ground_once(vla, grounding, Path(grounding.out or folder), resume)
-        notes["seconds"]["ground"] = time.monotonic() - begin
-    elif encoder is None and not vla.recipe.points:
-        _fit_pixels(vla, data, training)
+    if encoder is None:
+        notes |= _teach_encoder(vla, data, training, grounding, folder, resume)
     encodings = None
     if freeze_encoder:
         vla.encoder.requires_grad_(False)
@@ -138,7 +135,7 @@ def train(
     (folder / "resume-act.safetensors").unlink(missing_ok=True)
     log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
     if env is not None and evaluator is not None:
-        evaluator(checkpoint=str(checkpoint), env=env)
+        evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
 
 
@@ -207,6 +204,19 @@ def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, enco
     if grounding is not None:  # what grounding gives must not depend on the seed of what comes after
         model.encoder = recipe.build(embodiments, tokenizer, seed=grounding.optimization.seed).encoder
     return model
+
+
+def _teach_encoder(
+    vla: VLAModel, data: EpisodeStore, training: list[int], grounding: Grounding | None, folder: Path, resume: bool
+) -> dict[str, Any]:
+    """What a new encoder learns before the head: to ground, or at least how bright pixels are. Returns notes."""
+    if grounding is None:
+        if not vla.recipe.points:
+            _fit_pixels(vla, data, training)
+        return {}
+    begin = time.monotonic()
+    metrics = _ground_once(vla, grounding, Path(grounding.out or folder), resume)
+    return {"grounding": metrics, "seconds": {"ground": time.monotonic() - begin}}
 
 
 def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool) -> Mapping[str, float]:
@@ -278,26 +288,28 @@ def evaluate_heldout(vla: VLAModel, data: PolicyData, embodiment: str, statistic
     of going on with the action before the window.
     """
     count = min(EVALUATED_WINDOWS, len(data.windows))
-    batch = data.batch(np.linspace(0, len(data.windows) - 1, count).astype(int))
-    encoding = batch.encode(vla)
-    generator = torch.Generator().manual_seed(0)
-    loss = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, generator).mean()
-    noise = torch.randn(batch.action.shape, generator=torch.Generator().manual_seed(1)).to(batch.action.device)
-    chunk = vla.sample(encoding, batch.state, noise, embodiment)
-    mean = torch.as_tensor(np.asarray(statistics["action"].mean), dtype=torch.float32, device=batch.action.device)
+    chosen = np.linspace(0, len(data.windows) - 1, count).astype(int)
+    mean = torch.as_tensor(np.asarray(statistics["action"].mean), dtype=torch.float32, device=vla.device)
     scale = vla.get_buffer(f"action_scale_{embodiment}")
-    real = (~batch.action_pad)[:, :, None] & vla.get_buffer(f"action_active_{embodiment}")
-    previous = torch.where(batch.first[:, None], mean, batch.previous)[:, None]
-
-    def error(guess: Tensor) -> float:
-        return float((((guess - batch.action).abs() / scale) * real).sum() / real.sum().clamp(min=1))
-
-    return {
-        "loss": float(loss),
-        "action_error": error(chunk),
-        "mean_error": error(mean),
-        "last_error": error(previous),
-    }
+    noise, draws = torch.Generator().manual_seed(1), torch.Generator().manual_seed(0)
+    sums = dict.fromkeys(("loss", "action_error", "mean_error", "last_error"), 0.0)
+    elements = 0.0
+    for first in range(0, count, EVALUATED_AT_ONCE):
+        batch = data.batch(chosen[first : first + EVALUATED_AT_ONCE])
+        encoding = batch.encode(vla)
+        each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, draws)
+        drawn = torch.randn(batch.action.shape, generator=noise).to(batch.action.device)
+        real = (~batch.action_pad)[:, :, None] & vla.get_buffer(f"action_active_{embodiment}")
+        guesses = {
+            "action_error": vla.sample(encoding, batch.state, drawn, embodiment),
+            "mean_error": mean,
+            "last_error": torch.where(batch.first[:, None], mean, batch.previous)[:, None],
+        }
+        sums["loss"] += float(each.sum())
+        for name, guess in guesses.items():
+            sums[name] += float((((guess - batch.action).abs() / scale) * real).sum())
+        elements += float(real.sum())
+    return {name: total / (count if name == "loss" else max(elements, 1.0)) for name, total in sums.items()}
 
 
 def _choose_device(device: str) -> str:

@@ -38,6 +38,10 @@ class Episode:
     drawer_start: float = 0.0
 
 
+WRONG_OBJECT, WRONG_GOAL, OFF_TABLE, OUT_OF_TIME = "wrong object", "wrong goal", "off the table", "out of time"
+"""Why an episode failed."""
+
+
 class Task(Protocol):
     """A task of the table-top suite; a new one is a file and a YAML."""
 
@@ -51,8 +55,8 @@ class Task(Protocol):
     def success(self, sim: Simulation, episode: Episode) -> bool:
         """Whether the task is done now."""
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
-        """Whether the task can no longer be done."""
+    def failure(self, sim: Simulation, episode: Episode) -> str:
+        """Why the episode is lost, in a few words that people and counts can use; empty while it is not."""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Where an expert would send the tool next (3,) [m] and the gripper (1 = open), from the present state."""

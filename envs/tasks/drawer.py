@@ -61,9 +61,9 @@ class Drawer:
         opening = sim.drawer_opening
         return opening < self.closed_at if self.close else opening > self.open_at
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
+    def failure(self, sim: Simulation, episode: Episode) -> str:
         """A drawer can always be tried again."""
-        return False
+        return ""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Open: close the fingers around the handle and pull. Close: push the handle from the front."""

@@ -7,7 +7,19 @@ import numpy as np
 from ...sim.scene import Scene
 from ...sim.simulation import Simulation
 from ..language import PLACE
-from .base import Episode, carry, fallen, make_item, place_apart, sample_colors, sample_objects, sample_tool
+from .base import (
+    OFF_TABLE,
+    WRONG_GOAL,
+    WRONG_OBJECT,
+    Episode,
+    carry,
+    fallen,
+    make_item,
+    place_apart,
+    sample_colors,
+    sample_objects,
+    sample_tool,
+)
 
 KINDS = ("cube", "cylinder")
 RELEASE_HEIGHT = 0.085
@@ -38,7 +50,7 @@ class Place:
         """The object is in the bowl, released."""
         return _inside(sim, episode.roles["object"], episode.roles["goal"])
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
+    def failure(self, sim: Simulation, episode: Episode) -> str:
         """Something is where it should not be."""
         target, goal = episode.roles["object"], episode.roles["goal"]
         for item in sim.scene.items:
@@ -47,8 +59,8 @@ class Place:
             for other in sim.scene.items:
                 wrong = (other.name == target) != (item.name == goal)
                 if other.kind in KINDS and wrong and _inside(sim, other.name, item.name):
-                    return True
-        return fallen(sim, target)
+                    return WRONG_GOAL if other.name == target else WRONG_OBJECT
+        return OFF_TABLE if fallen(sim, target) else ""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Grasp from above, carry over the bowl, let go."""

@@ -9,6 +9,8 @@ from ...sim.simulation import Simulation
 from ..language import PUSH
 from .base import (
     HALF_SIZE,
+    OFF_TABLE,
+    WRONG_OBJECT,
     Episode,
     fallen,
     make_item,
@@ -55,11 +57,12 @@ class Push:
         """The object is on the zone."""
         return _on_zone(sim, episode.roles["object"], episode.roles["goal"], self.tolerance)
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
+    def failure(self, sim: Simulation, episode: Episode) -> str:
         """Another object is on the zone, or the object is gone."""
         others = [i.name for i in sim.scene.items if i.kind in KINDS and i.name != episode.roles["object"]]
-        wrong = any(_on_zone(sim, name, episode.roles["goal"], self.tolerance) for name in others)
-        return wrong or fallen(sim, episode.roles["object"])
+        if any(_on_zone(sim, name, episode.roles["goal"], self.tolerance) for name in others):
+            return WRONG_OBJECT
+        return OFF_TABLE if fallen(sim, episode.roles["object"]) else ""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Go behind the object at travel height, down, and push through its centre with the fingers slightly apart."""

@@ -7,7 +7,7 @@ import numpy as np
 from ...sim.scene import Scene
 from ...sim.simulation import Simulation
 from ..language import REACH
-from .base import Episode, place_apart, sample_objects, sample_tool
+from .base import WRONG_OBJECT, Episode, place_apart, sample_objects, sample_tool
 
 KINDS = ("cube", "cylinder", "ball")
 ABOVE = 0.035
@@ -44,10 +44,10 @@ class Reach:
         """The tool is at the named object."""
         return self._reached(sim, episode.roles["object"])
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
+    def failure(self, sim: Simulation, episode: Episode) -> str:
         """The tool is at another object."""
         others = [i.name for i in sim.scene.items if i.name != episode.roles["object"]]
-        return any(self._reached(sim, name) for name in others)
+        return WRONG_OBJECT if any(self._reached(sim, name) for name in others) else ""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Over the object, then down."""

@@ -7,7 +7,7 @@ import numpy as np
 from ...sim.scene import Scene
 from ...sim.simulation import Simulation
 from ..language import STACK
-from .base import Episode, carry, fallen, grasping, held_out, place_apart, sample_objects, sample_tool
+from .base import OFF_TABLE, Episode, carry, fallen, grasping, held_out, place_apart, sample_objects, sample_tool
 
 
 class Stack:
@@ -38,9 +38,9 @@ class Stack:
         away = np.linalg.norm(sim.tool_position - item) > 0.02 or sim.gripper_opening > 0.75
         return bool(resting and away and sim.speed(episode.roles["object"]) < 0.02)
 
-    def failure(self, sim: Simulation, episode: Episode) -> bool:
+    def failure(self, sim: Simulation, episode: Episode) -> str:
         """A cube left the table."""
-        return fallen(sim, episode.roles["object"]) or fallen(sim, episode.roles["goal"])
+        return OFF_TABLE if any(fallen(sim, episode.roles[role]) for role in ("object", "goal")) else ""
 
     def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
         """Carry over the base at a safe height, lower, let go."""

@@ -192,7 +192,7 @@ def verdict(env):
 def ready(make_env, task, seed=1):
     env = make_env(task, images=False)
     env.reset(seed=seed)
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     movable = [i.name for i in env.sim.scene.items if i.kind in OBJECT_KINDS]
     target, goal = env.episode.roles["object"], env.episode.roles["goal"]
     return env, target, goal, next(n for n in movable if n not in (target, goal))
@@ -203,36 +203,36 @@ def test_place_succeeds_in_the_named_bowl_only(make_env):
     wrong = next(i.name for i in env.sim.scene.items if i.kind == "bowl" and i.name != goal)
     home = {name: env.sim.position(name) for name in (target, other)}
     put(env, target, over(env, goal, 0.014))
-    assert verdict(env) == (True, False)
+    assert verdict(env) == (True, "")
     put(env, target, over(env, goal, 0.064))  # held over it
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     put(env, target, over(env, wrong, 0.014))
-    assert verdict(env) == (False, True)
+    assert verdict(env) == (False, "wrong goal")
     put(env, target, home[target])
     put(env, other, over(env, goal, 0.014))
-    assert verdict(env) == (False, True)
+    assert verdict(env) == (False, "wrong object")
     put(env, other, over(env, wrong, 0.014))  # no harm
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     put(env, target, [0.9, 0, -0.3])
-    assert verdict(env) == (False, True)
+    assert verdict(env) == (False, "off the table")
 
 
 def test_push_succeeds_on_the_named_zone_only(make_env):
     env, target, goal, other = ready(make_env, "push")
     wrong = next(i.name for i in env.sim.scene.items if i.kind == "zone" and i.name != goal)
     put(env, target, over(env, wrong, 0.02))
-    assert verdict(env) == (False, False)  # may still be pushed on
+    assert verdict(env) == (False, "")  # may still be pushed on
     put(env, target, over(env, goal, 0.02, x=0.044))
-    assert verdict(env) == (True, False)
+    assert verdict(env) == (True, "")
     put(env, target, over(env, goal, 0.02, x=0.046))
     assert not verdict(env)[0]
     put(env, other, over(env, goal, 0.02))
-    assert verdict(env)[1]
+    assert verdict(env) == (False, "wrong object")
 
 
 def test_reach_fails_at_another_object(make_env):
     env, target, _, other = ready(make_env, "reach")
-    for name, expected in ((target, (True, False)), (other, (False, True))):
+    for name, expected in ((target, (True, "")), (other, (False, "wrong object"))):
         env.sim.load(env.sim.scene, over(env, name, 0.035))
         assert verdict(env) == expected
 
@@ -241,15 +241,15 @@ def test_stack_needs_a_cube_at_rest_on_the_named_one(make_env):
     env, target, goal, other = ready(make_env, "stack")
     size = env.sim.scene.items[0].size
     put(env, target, over(env, goal, 2 * size))
-    assert verdict(env) == (True, False)
+    assert verdict(env) == (True, "")
     env.sim.data.joint(target).qvel[2] = 0.1
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     put(env, target, over(env, goal, 3 * size))  # in the air
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     put(env, target, over(env, other, 2 * size))  # on another one
-    assert verdict(env) == (False, False)
+    assert verdict(env) == (False, "")
     put(env, goal, [0.9, 0, -0.3])
-    assert verdict(env) == (False, True)
+    assert verdict(env) == (False, "off the table")
 
 
 @pytest.mark.parametrize(("task", "inside", "outside"), [("open_drawer", 0.08, 0.05), ("close_drawer", 0.005, 0.03)])
@@ -259,4 +259,4 @@ def test_the_drawer_is_judged_by_its_opening(make_env, task, inside, outside):
     for opening, expected in ((inside, True), (outside, False)):
         env.sim.data.joint("drawer").qpos[0] = opening
         env.sim.settle()
-        assert verdict(env) == (expected, False)
+        assert verdict(env) == (expected, "")

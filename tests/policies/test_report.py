@@ -331,6 +331,18 @@ def test_a_noted_step_limit_tells_how_a_single_episode_ended() -> None:
         assert said in " ".join(summary_paragraphs(Run(summary=summary, rows=rows)))
 
 
+def test_what_the_environment_says_about_a_failure_comes_before_a_guess(tmp_path: Path) -> None:
+    rows = episodes("reach", 5, [40, 12, 12, 9])
+    for row, reason in zip([r for r in rows if not r["success"]], ("out of time", "wrong object", "", "it <melted>")):
+        row["failure"] = reason
+    page = Page(write_report(write(tmp_path, rows), None))
+    text = text_of(page)
+    assert "1 ran out of time" in text
+    assert "1 went for a wrong object" in text
+    assert "1 ended with “it <melted>”" in text
+    assert "4 failed (not drawn): 1 out of time, 1 wrong object, 1 " in page.text
+
+
 def test_no_comparison_where_tasks_differ_between_kinds() -> None:
     """Seen words of an easy task against other words of a hard one say nothing about words."""
     rows = [{**r, "split": "train"} for r in episodes("easy", 50, [])]

@@ -94,7 +94,7 @@ def test_success_and_steps_are_those_of_the_environment(make_env):
 def test_a_failure_is_no_success(make_env):
     assert not any(r.success for r in wander(make_env, 4).values() if r.steps == 14)
     env = vector(make_env, 2, max_steps=1)
-    assert [r.success for r in rollout(env, Scripted(env), [0, 1, 2])] == [False] * 3
+    assert [(r.success, r.failure) for r in rollout(env, Scripted(env), [0, 1, 2])] == [(False, "out of time")] * 3
     env.close()
 
 
@@ -115,7 +115,7 @@ def test_an_episode_that_ends_by_a_mistake_is_no_success(make_env):
     env = vector(make_env, 2)
     results = list(rollout(env, Mistaken(env), range(4)))
     assert all(result.steps < env.envs[0].task.max_steps for result in results)  # it was not cut off
-    assert [result.success for result in results] == [False] * 4
+    assert [(result.success, result.failure) for result in results] == [(False, "wrong object")] * 4
     env.close()
 
 
@@ -153,20 +153,22 @@ def test_a_replay_is_the_episode(make_env):
     assert made[0].sim.time == alone.sim.time
 
 
-def test_gymnasiums_own_vector_environment_gives_the_same(make_env):
-    def sync(count):
-        envs = [make_env("reach", images=False) for _ in range(count)]
-        for env in envs:
-            env.task.max_steps = 14
-        return SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=AutoresetMode.DISABLED)
-
-    env = sync(3)
-    spec = replace(env.envs[0].embodiment.spec, cameras=())
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_gymnasiums_own_vector_environment_gives_the_same(make_env, count):
+    """Fewer environments than episodes, and more: those without an episode have to be kept going."""
+    envs = [make_env("reach", images=False) for _ in range(count)]
+    for env in envs:
+        env.task.max_steps = 14
+    vector = SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=AutoresetMode.DISABLED)
+    spec = replace(envs[0].embodiment.spec, cameras=())
     expected = wander(make_env, 1)
     policy = RecedingHorizon(Wanderer(spec), execute_horizon=3)
-    for result in rollout(env, policy, SEEDS[:3]):  # no more episodes than environments: they end at different times
+    results = list(rollout(vector, policy, SEEDS))
+    vector.close()
+    assert sorted(r.seed for r in results) == sorted(SEEDS)
+    for result in results:
         np.testing.assert_array_equal(result.actions, expected[result.seed].actions)
-    env.close()
+        assert (result.success, result.failure) == (expected[result.seed].success, expected[result.seed].failure)
 
 
 def test_environments_that_reset_themselves_are_refused(make_env):
