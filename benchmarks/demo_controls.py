@@ -25,7 +25,7 @@ from brachium.policies.intervals import rate
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "outputs"
-PARTS = ("demo", "shuffle", "blind", "chance", "expert", "tokenized", "seeds", "demonstrations")
+PARTS = ("demo", "shuffle", "blind", "chance", "expert", "tokenized", "seeds", "minutes", "demonstrations")
 TASKS = ("reach", "push", "place")
 
 
@@ -53,6 +53,24 @@ def evaluation(run: str, out: str, *words: str) -> dict[str, Any]:
     options = (f"out={target.relative_to(ROOT)}", "videos=0", "report=false")
     brachium("eval", f"checkpoint={checkpoint}", *options, *words)
     return json.loads((target / "summary.json").read_text())
+
+
+def shorter(steps: int, demonstrated: dict[str, Any], *words: str) -> dict[str, Any]:
+    """A head trained for fewer steps, from the demo's demonstrations and encoder; minutes as if it were the demo."""
+    full, run = OUT.relative_to(ROOT) / "demo", OUT.relative_to(ROOT) / f"demo-steps-{steps}"
+    own = f"optimization.steps={steps}"
+    same = ("optimization.batch_size=128", "optimization.ema=0.998", f"encoder={full}/flow-0/checkpoint")
+    brachium("train", f"store={full}/store", f"out={run}", own, *same)
+    brachium("eval", f"checkpoint={run}/checkpoint", f"out={run}/eval", "videos=0", "report=false", *words)
+    summary = json.loads((ROOT / run / "eval" / "summary.json").read_text())
+
+    def head_seconds(folder: Path) -> float:
+        lines = [json.loads(line) for line in (folder / "log-act.jsonl").read_text().splitlines()]
+        first, last = ([r for r in lines if "loss" in r][k] for k in (0, -1))
+        return float(last["step"] * (last["time"] - first["time"]) / max(1, last["step"] - first["step"]))
+
+    saved = head_seconds(ROOT / full / "flow-0") - head_seconds(ROOT / run)
+    return {"steps": steps, "tasks": summary["tasks"], "seconds": {"total": demonstrated["seconds"]["total"] - saved}}
 
 
 def expert(episodes: int) -> dict[str, Any]:
@@ -106,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes a task")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds (encoder and head)")
-    parser.add_argument("--demos", type=int, nargs="*", default=[50, 100, 200], help="smaller demonstration counts")
+    parser.add_argument("--demos", type=int, nargs="*", default=[50, 200], help="smaller demonstration counts")
+    parser.add_argument("--steps", type=int, nargs="*", default=[400, 1200], help="smaller numbers of the head's steps")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what to measure")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -122,17 +141,21 @@ def main() -> None:
         "expert": lambda: expert(options.episodes),
         "tokenized": lambda: demo(episodes, "model/head=tokenized"),
         "seeds": lambda: [results["demo"], *(seeded(seed, episodes) for seed in range(1, options.seeds))],
+        "minutes": lambda: [shorter(steps, results["demo"], episodes) for steps in options.steps],
         "demonstrations": lambda: [
             {"per_task": count, **demo(episodes, f"demos={count}", name=f"demo-{count}")} for count in options.demos
         ],
     }
-    from results_page import write_page
+    from results_page import fill_readme, write_page
 
     target.parent.mkdir(exist_ok=True)
     for part in parts:
         results[part] = measured[part]()
         target.write_text(json.dumps(results, indent=1) + "\n")  # at once: the parts take an hour in all
-        write_page(results, ROOT / "docs" / "results.md")
+        write_page(results, ROOT)
+        if part == "demo":
+            summary = json.loads((OUT / "demo" / "flow-0" / "eval" / "summary.json").read_text())
+            fill_readme(ROOT / "README.md", results["demo"], summary, results["machine"])
     log(f"wrote {target} and docs/results.md")
 
 

@@ -1,12 +1,15 @@
-"""Turns the figures of ``demo_controls.py`` into ``docs/results.md``."""
+"""Turns measured figures (``benchmarks/results/``) into ``docs/results.md``, its picture, and the tables of README."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TASKS = ("reach", "push", "place")
+SPLITS = ("train", "paraphrase", "pair")
 
 
 def cell(group: Mapping[str, Any]) -> str:
@@ -22,9 +25,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def write_page(results: Mapping[str, Any], path: Path) -> None:
-    """Write the page; every figure comes from `results`."""
+def write_page(results: Mapping[str, Any], root: Path) -> None:
+    """Write ``docs/results.md`` and its picture; every figure comes from `results` and the files beside them."""
     demo = results["demo"]
+    picture = growth_plot(results, root / "docs" / "success.png")
     seconds = demo["seconds"]
     named = {
         "tokenized": "tokenized head",
@@ -42,7 +46,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         else:
             tasks = results[key].get("tasks", results[key])
             rows.append([name, *(cell(tasks[t]) for t in TASKS)])
-    path.write_text(
+    (root / "docs" / "results.md").write_text(
         f"""# Results of the demo
 
 Made by `make bench-demo` on {results["machine"]}; the figures are in `benchmarks/results/demo.json`. Every cell is
@@ -65,11 +69,130 @@ Each seed trains the encoder and the head anew.
 
 {seeds_table(results)}
 
-## Demonstrations
+## Demonstrations and minutes
+
+{picture}
 
 {growth_table(results)}
+
+The minutes are those of recording, training and evaluating, on this machine. The fewer steps of the head use the
+demo's demonstrations and encoder.
+
+{shorter_table(results)}
+
+## Environment steps a second
+
+{throughput(root / "benchmarks" / "results" / "rollout_throughput.json")}
+
+## A real robot's data
+
+{bridge(root / "benchmarks" / "results" / "bridge.json")}
 """
     )
+
+
+def growth_plot(results: Mapping[str, Any], path: Path) -> str:
+    """Draw success over demonstrations and over minutes; returns the Markdown that shows it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    demo = results["demo"]
+    by_demos = [(r["demos"] / len(TASKS), r) for r in [*results.get("demonstrations", ()), demo]]
+    by_minutes = [(r["seconds"]["total"] / 60, r) for r in [*results.get("minutes", ()), demo]]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axis, points, name in zip(axes, (by_demos, by_minutes), ("demonstrations a task", "minutes in all")):
+        points = sorted(points, key=lambda p: p[0])
+        for task, color in zip(TASKS, ("#2a9d8f", "#e76f51", "#4361ee")):
+            groups = [r["tasks"][task] for _, r in points]
+            rates = [100 * g["success_rate"] for g in groups]
+            low = [y - 100 * g["ci95"][0] for y, g in zip(rates, groups)]
+            high = [100 * g["ci95"][1] - y for y, g in zip(rates, groups)]
+            axis.errorbar([x for x, _ in points], rates, [low, high], label=task, color=color, marker="o", capsize=3)
+        axis.set(xlabel=name, ylim=(0, 103))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success [%], 95 % interval")
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return f"![Success over demonstrations and over minutes]({path.name})"
+
+
+def shorter_table(results: Mapping[str, Any]) -> str:
+    """Success over the steps of the head, with the demo's encoder."""
+    if "minutes" not in results:
+        return "Not measured yet."
+    rows = [[str(r["steps"]), *(cell(r["tasks"][t]) for t in TASKS), minutes(r)] for r in results["minutes"]]
+    return table(["steps of the head", *TASKS, "minutes in all"], rows)
+
+
+def throughput(path: Path) -> str:
+    """Our vector environment beside Gymnasium's."""
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    rows = [
+        [name, f"{one['threads']:.0f}", f"{one['async']:.0f}", f"{one['ratio']:.2f}"]
+        for name, one in found.items()
+        if isinstance(one, dict)
+    ]
+    return (
+        f"`benchmarks/rollout_throughput.py`: {found['envs']} pick-and-place environments on {found['cores']} cores "
+        "play the expert's episodes, resets included, in one run with Gymnasium's `AsyncVectorEnv`, in turns. "
+        "Physics takes most of a step, so on few cores no vector environment can be much faster than another; the goal "
+        "of three times was not reached.\n\n"
+        + table(["", "`ThreadVectorEnv` [steps/s]", "`AsyncVectorEnv` [steps/s]", "ratio"], rows)
+    )
+
+
+def bridge(path: Path) -> str:
+    """Held-out action error on real teleoperation, beside trivial baselines."""
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    names = {
+        "action_error": "the policy",
+        "mean_error": "always the mean action",
+        "last_error": "the last action again",
+    }
+    rows = [[name, f"{found['metrics'][key]:.3f}"] for key, name in names.items()]
+    return (
+        f"{found['episodes']} WidowX episodes of Bridge V2 through `brachium convert` and `brachium train`, split by "
+        f"episode ({found['training']} for training), {found['parameters'] / 1e6:.1f} M parameters from scratch "
+        f"in {found['seconds'] / 60:.1f} minutes. Mean absolute error of the chunk on held-out episodes, as a share of "
+        "each dimension's scale:\n\n" + table(["", "error"], rows)
+    )
+
+
+def fill_readme(readme: Path, result: Mapping[str, Any], summary: Mapping[str, Any], machine: str) -> None:
+    """Put the demo's figures between README's markers."""
+
+    def block(name: str, body: str, text: str) -> str:
+        pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+        if not re.search(pattern, text, re.DOTALL):
+            raise ValueError(f"{readme} has no markers <!-- {name}: begin --> and <!-- {name}: end -->")
+        return re.sub(pattern, lambda m: f"{m[1]}\n{body}\n\n{m[2]}", text, flags=re.DOTALL)
+
+    columns = ["task", "all", "seen words", "held-out paraphrases", "held-out colour-object pairs"]
+    tasks = summary["tasks"]
+    rows = [[t, cell(tasks[t]), *(cell(tasks[t]["splits"][s]) for s in SPLITS)] for t in TASKS]
+    achieved = (
+        f"{table(columns, rows)}\n\nSuccesses / episodes = rate with a 95 % Wilson interval. One run: "
+        f"{result['head']}, SmolVLM nano backbone, {result['parameters'] / 1e6:.1f} M parameters, {result['demos']} "
+        f"demonstrations, seed {result['seed']}, {machine}."
+    )
+    seconds = result["seconds"]
+    names = {
+        "record": "record",
+        "train": "train (ground, encode, head)",
+        "eval": "evaluate, with videos",
+        "total": "total",
+    }
+    times = table(["stage", "seconds"], [[name, f"{seconds[key]:.0f}"] for key, name in names.items()])
+    text = block("times", times, block("achieved", achieved, readme.read_text()))
+    readme.write_text(re.sub(r"(took )\d+(\s+minutes \(\[times\])", rf"\g<1>{round(seconds['total'] / 60)}\2", text))
 
 
 def seeds_table(results: Mapping[str, Any]) -> str:
