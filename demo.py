@@ -14,6 +14,7 @@ from .console import human_time, log, table
 from .datasets.inspect import inspect_store
 from .datasets.store import EpisodeStore
 from .envs.record import record
+from .errors import NotFoundError
 from .policies.evaluate import evaluate
 from .vla.ground import Grounding
 from .vla.loop import Optimization
@@ -67,15 +68,17 @@ def demo(
     head = str(model.head["_target_"]).rpartition(".")[2].removesuffix("Head").lower()
     run = folder / f"{head}-{optimization.seed}"
     log(f"brachium demo: {', '.join(suite)} in {folder}")
-    with clock.stage("record"):
+    with clock.stage("record") as stage:
+        before = _fingerprints(folder)
         record(env=scenes, out=str(folder / "scenes"), episodes=tables, workers=workers)
         for make in suite.values():
             record(env=make, out=str(folder / "store"), episodes=demos, workers=workers)
+        stage.reused = _fingerprints(folder) == before
     inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
     grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
-    with clock.stage("train", run):
-        _train(folder, run, model, grounding, optimization, device)
-    with clock.stage("eval", run):
+    with clock.stage("train", run) as stage:
+        stage.reused = not _train(folder, run, model, grounding, optimization, device)
+    with clock.stage("eval", run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
             executor=executor,
@@ -87,6 +90,8 @@ def demo(
             videos=videos,
             report=False,
         )
+        summary = json.loads((run / "eval" / "summary.json").read_text())
+        stage.reused = not summary["this_run"]["episodes"]
     result = collect_result(folder, run, clock)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     from .policies.report import write_report
@@ -99,21 +104,21 @@ def demo(
 
 def _train(
     folder: Path, run: Path, model: Recipe, grounding: Grounding, optimization: Optimization, device: str
-) -> None:
-    """Train unless the same request on the same data is answered by the checkpoint that is there."""
+) -> bool:
+    """Train unless the same request on the same data is answered by the checkpoint that is there; whether it did."""
     from .vla.train import train
 
     request = {
         "model": model.to_dict(),
         "grounding": {"options": vars(grounding.optimization), "sentences": grounding.sentences},
         "optimization": vars(optimization),
-        "data": {name: EpisodeStore.open(folder / name).fingerprint for name in ("store", "scenes")},
+        "data": _fingerprints(folder),
     }
     wanted, note = json.dumps(request, sort_keys=True, default=str), run / "request.json"
     same = note.exists() and note.read_text() == wanted
     if same and (run / "checkpoint").exists():
         log(f"{run / 'checkpoint'}: trained already on this data; reusing it")
-        return
+        return False
     if not same and run.exists():
         log(f"{run}: was trained with other options or data; starting anew")
         shutil.rmtree(run)
@@ -128,10 +133,22 @@ def _train(
         resume=True,
         device=device,
     )
+    return True
+
+
+def _fingerprints(folder: Path) -> dict[str, str | None]:
+    """What the two stores hold; None for one that is not there yet."""
+    found: dict[str, str | None] = {}
+    for name in ("store", "scenes"):
+        try:
+            found[name] = EpisodeStore.open(folder / name).fingerprint
+        except NotFoundError:
+            found[name] = None
+    return found
 
 
 class StageClock:
-    """Wall time of each stage, summed over interrupted runs; a stage that is reused keeps what it took."""
+    """Wall time of each stage, summed over interrupted runs; a stage that finds all done keeps what that took."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -147,18 +164,18 @@ class StageClock:
 
 
 class _Stage:
-    REUSED = 2.0
-    """A stage over sooner than this only found that all was there [s]."""
+    """One stage's time; set `reused` where it found that all was there."""
 
     def __init__(self, clock: StageClock, key: str) -> None:
-        self.clock, self.key = clock, key
+        self.clock, self.key, self.reused = clock, key, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Stage:
         self.begin = time.monotonic()
+        return self
 
     def __exit__(self, *error: object) -> None:
         spent = time.monotonic() - self.begin
-        if spent > self.REUSED or self.key not in self.clock.seconds:
+        if not self.reused or self.key not in self.clock.seconds:
             self.clock.seconds[self.key] = self.clock.seconds.get(self.key, 0.0) + spent
             self.clock.path.write_text(json.dumps(self.clock.seconds, indent=1) + "\n")
 

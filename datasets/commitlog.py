@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from ulid import ULID
 
 from ..errors import NotFoundError, StoreError
-from .layout import LOG, crc32c, disk_errors, dump_json, fsync_dir, write_file
+from .layout import LOG, SEGMENTS, crc32c, disk_errors, dump_json, fsync_dir, write_file
 
 CHECKPOINT_EVERY = 64
 _EDITABLE = ("instruction", "success", "tags")
@@ -137,6 +137,11 @@ def read_log(root: Path, version: int | None = None) -> LogState:
     """
     entries = _versions(root, ".json")
     if not entries:
+        if not any(path.is_dir() for path in (root / SEGMENTS).glob("*")):
+            raise StoreError(
+                f"{root} is a store that is just being created, or whose creation was cut short. "
+                "Try again, or type the command that makes it once more"
+            )
         raise StoreError(f"damaged store: {root / LOG} holds no entry")
     last = entries[-1]
     if version is None:

@@ -6,20 +6,22 @@ it learns to act; they are drawn from the same things, words and looks as the ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..datasets.schema import StoreSchema
+from ..errors import ConfigError, did_you_mean
 from ..sim.embodiment import SimEmbodiment
 from ..sim.randomize import DomainRandomization
-from ..sim.scene import FIXED_KINDS, OBJECT_KINDS, Item, Scene
+from ..sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS, Item, Scene
 from ..sim.simulation import Simulation
 from ..spec import FeatureSpec
 from .demonstrations import RecordedEpisode, Step
-from .language import CLOSE_DRAWER, HELD_OUT_PAIRS, OPEN_DRAWER, PLACE, PUSH, REACH, STACK, Phrasings
-from .tasks.base import Task
+from .language import CLOSE_DRAWER, HELD_OUT_PAIRS, OPEN_DRAWER, PLACE, PUSH, REACH, SPLITS, STACK, Phrasings
+from .questions import Asker, Facts, Question, visible_boxes
+from .tasks.base import Episode, make_item, place_apart, sample_colors, sample_tool
 
 MAX_ITEMS = 8
 
@@ -41,13 +43,29 @@ class LabelledScene:
         images: Camera name -> uint8 (height, width, 3).
         state: float32 (s,).
         objects: float32 (MAX_ITEMS, 3 + 3 n), as `objects_feature` says.
+        pixels: float32 (MAX_ITEMS, n), how many pixels of each camera show each item; NaN beyond the last.
         sentences: Each a text and its roles: ``{"text": str, "roles": {"object": k, "goal": k}}``.
+        questions: Questions and answers.
     """
 
     images: dict[str, np.ndarray]
     state: np.ndarray
     objects: np.ndarray
+    pixels: np.ndarray
     sentences: tuple[dict[str, Any], ...]
+    questions: tuple[Question, ...]
+
+
+class TableSampler(Protocol):
+    """What draws tables: any task, or `Clutter`."""
+
+    def sample(self, rng: np.random.Generator, split: str) -> Episode:
+        """Draw a table."""
+
+
+def pixels_feature(cameras: tuple[str, ...]) -> FeatureSpec:
+    """Spec of the second label: pixels that show each item, a column a camera, NaN beyond the last item."""
+    return FeatureSpec(name="pixels", shape=(MAX_ITEMS, len(cameras)))
 
 
 class SceneSampler:
@@ -60,24 +78,33 @@ class SceneSampler:
         sentences: Sentences a scene.
         poses: Arm poses a table; each is one scene.
         held: Fraction of poses with an object between the fingers.
+        questions: Questions a scene; 0 for none.
+        split: Which things and words: one of `language.SPLITS`. All but ``train`` are for evaluation.
     """
 
     def __init__(
         self,
         *,
-        tasks: tuple[Task, ...],
+        tasks: tuple[TableSampler, ...],
         embodiment: SimEmbodiment,
         randomization: DomainRandomization | None = None,
         sentences: int = 6,
         poses: int = 3,
         held: float = 0.25,
+        questions: int = 0,
+        split: str = "train",
     ) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
         self.tasks, self.embodiment = tuple(tasks), embodiment
         self.randomization = randomization or DomainRandomization()
-        self.sentences, self.poses, self.held = sentences, poses, held
+        self.sentences, self.poses, self.held, self.questions, self.split = sentences, poses, held, questions, split
         self.sim = Simulation(embodiment)
         self.name = "scenes"
-        self.schema = StoreSchema(embodiment=embodiment.spec, extras=(objects_feature(embodiment.cameras),))
+        self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
+
+    def _labels(self) -> tuple[FeatureSpec, ...]:
+        return objects_feature(self.embodiment.cameras), pixels_feature(self.embodiment.cameras)
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """The scenes of one table as episodes of one step each, the action zero, the sentences in ``meta``."""
@@ -86,8 +113,13 @@ class SceneSampler:
             RecordedEpisode(
                 instruction=scene.sentences[0]["text"],
                 tags=("scene",),
-                meta={"seed": seed, "task": self.name, "sentences": list(scene.sentences)},
-                steps=[Step(scene.images, scene.state, action, {"objects": scene.objects})],
+                meta={
+                    "seed": seed,
+                    "task": self.name,
+                    "sentences": list(scene.sentences),
+                    "questions": [asdict(question) for question in scene.questions],
+                },
+                steps=[Step(scene.images, scene.state, action, {"objects": scene.objects, "pixels": scene.pixels})],
                 success=None,
             )
             for scene in self.sample(seed)
@@ -97,21 +129,49 @@ class SceneSampler:
         """One table in `poses` arm poses; the same seed gives the same scenes."""
         rng = np.random.default_rng([seed, 0x5CE7E])
         task = self.tasks[int(rng.integers(len(self.tasks)))]
-        scene = self.randomization.apply(task.sample(rng, "train").scene, rng)
+        scene = self.randomization.apply(task.sample(rng, "pair" if self.split == "pair" else "train").scene, rng)
         scenes = []
-        for _ in range(self.poses):
-            self._pose(scene, rng)
+        for pose in range(self.poses):
+            held = self._pose(scene, rng)
             names = tuple(item.name for item in scene.items)
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
-            texts = tuple(describe(scene, rng) for _ in range(self.sentences))
+            texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
+            masks = {name: visible_boxes(mask, len(names)) for name, mask in self.sim.masks().items()}
+            pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
+            pixels[: len(names)] = np.stack([found for found, _ in masks.values()], axis=1)
+            own = np.random.default_rng([seed, pose, 0xA5C])  # questions have no say in what is drawn next
+            asker = Asker(self._facts(scene, objects, masks, held), self.split, own)
             scenes.append(
-                LabelledScene(images=self.sim.images(), state=self.sim.state, objects=objects, sentences=texts)
+                LabelledScene(
+                    images=self.sim.images(),
+                    state=self.sim.state,
+                    objects=objects,
+                    pixels=pixels,
+                    sentences=texts,
+                    questions=tuple(asker.draw(self.questions)),
+                )
             )
         return scenes
 
-    def _pose(self, scene: Scene, rng: np.random.Generator) -> None:
-        """Load the scene with the tool somewhere: anywhere, close to an item, or holding an object."""
+    def _facts(
+        self, scene: Scene, objects: np.ndarray, masks: dict[str, tuple[np.ndarray, np.ndarray]], held: int | None
+    ) -> Facts:
+        count = len(scene.items)
+        views = objects[:count, 3:].reshape(count, -1, 3)
+        return Facts(
+            items=scene.items,
+            points={name: views[:, k] for k, name in enumerate(self.embodiment.cameras)},
+            pixels={name: found for name, (found, _) in masks.items()},
+            boxes={name: boxes for name, (_, boxes) in masks.items()},
+            positions=objects[:count, :3],
+            tool=self.sim.tool_position,
+            held=held,
+            drawer=self.sim.drawer_opening if any(i.kind == "drawer" for i in scene.items) else None,
+        )
+
+    def _pose(self, scene: Scene, rng: np.random.Generator) -> int | None:
+        """Load the scene with the tool anywhere, close to an item, or holding one, whose index is returned."""
         tool = rng.uniform([0.20, -0.20, 0.02], [0.48, 0.20, 0.27])
         gripper = float(rng.choice([0.0, 0.45, 1.0]))
         movable = [item for item in scene.items if item.kind in OBJECT_KINDS]
@@ -131,26 +191,55 @@ class SceneSampler:
         if any(item.kind == "drawer" for item in scene.items):
             self.sim.data.joint("drawer").qpos[0] = rng.uniform(0.0, 0.10)
         self.sim.settle()
+        return None if held is None else scene.items.index(held)
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
-    """A training sentence that fits the scene, with the index of the item each role names."""
-    objects = [i for i in scene.items if i.kind in OBJECT_KINDS and not _held_out(i)]
+class Clutter:
+    """Tables of no task: one to `most` free objects, often of one kind, and up to two bowls or zones."""
+
+    def __init__(self, *, most: int = 6) -> None:
+        self.most = most
+
+    def sample(self, rng: np.random.Generator, split: str) -> Episode:
+        """A table; with `split` ``pair`` the first object is a held-out pair."""
+        while True:
+            kinds = OBJECT_KINDS if rng.random() < 0.5 else (str(rng.choice(OBJECT_KINDS)),)
+            options = [(color, kind) for color in COLORS for kind in kinds]
+            picked = [options[int(i)] for i in rng.permutation(len(options))[: int(rng.integers(1, self.most + 1))]]
+            if all(pair in HELD_OUT_PAIRS for pair in picked) and split != "pair":
+                continue  # nothing that a sentence may name
+            if split == "pair":
+                pairs = sorted(HELD_OUT_PAIRS)
+                first = pairs[int(rng.integers(len(pairs)))]
+                picked = [first, *(p for p in picked[: self.most - 1] if p != first)]
+            colors = sample_colors(rng, int(rng.integers(0, 3)))
+            goals = [(color, str(rng.choice(("bowl", "zone")))) for color in colors]
+            items = [make_item(color, kind) for color, kind in [*picked, *goals]]
+            try:
+                placed = place_apart(rng, items[:MAX_ITEMS], gap=0.015)
+            except ConfigError:  # no room for this many
+                continue
+            return Episode(scene=Scene(items=placed), instruction="", tool_start=sample_tool(rng))
+
+
+def describe(scene: Scene, rng: np.random.Generator, split: str = "train") -> dict[str, Any]:
+    """A sentence that fits the scene and the split, with the index of the item each role names."""
+    objects = [i for i in scene.items if i.kind in OBJECT_KINDS and _held_out(i) == (split == "pair")]
     goals = [i for i in scene.items if i.kind in ("bowl", "zone")]
     drawer = next((i for i in scene.items if i.kind == "drawer"), None)
     if drawer is not None and (not objects or rng.random() < 0.5):
         phrasings = OPEN_DRAWER if rng.random() < 0.5 else CLOSE_DRAWER
-        return _sentence(scene, phrasings, rng, drawer, drawer)
+        return _sentence(scene, split, phrasings, rng, drawer, drawer)
     if not objects:
         objects = goals or [i for i in scene.items if i.kind in FIXED_KINDS]
     target = objects[int(rng.integers(len(objects)))]
     cubes = [i for i in objects if i.kind == "cube" and i.name != target.name]
     if goals and target not in goals and rng.random() < 0.75:
         goal = goals[int(rng.integers(len(goals)))]
-        return _sentence(scene, PUSH if goal.kind == "zone" else PLACE, rng, target, goal)
+        return _sentence(scene, split, PUSH if goal.kind == "zone" else PLACE, rng, target, goal)
     if target.kind == "cube" and cubes and rng.random() < 0.4:
-        return _sentence(scene, STACK, rng, target, cubes[int(rng.integers(len(cubes)))])
-    return _sentence(scene, REACH, rng, target, target)
+        return _sentence(scene, split, STACK, rng, target, cubes[int(rng.integers(len(cubes)))])
+    return _sentence(scene, split, REACH, rng, target, target)
 
 
 def _held_out(item: Item) -> bool:
@@ -158,7 +247,9 @@ def _held_out(item: Item) -> bool:
     return (color, kind) in HELD_OUT_PAIRS
 
 
-def _sentence(scene: Scene, phrasings: Phrasings, rng: np.random.Generator, target: Item, goal: Item) -> dict[str, Any]:
+def _sentence(
+    scene: Scene, split: str, phrasings: Phrasings, rng: np.random.Generator, target: Item, goal: Item
+) -> dict[str, Any]:
     names = [item.name for item in scene.items]
-    text = phrasings.sample(rng, "train", {"object": target.name, "goal": goal.name})
+    text = phrasings.sample(rng, split, {"object": target.name, "goal": goal.name})
     return {"text": text, "roles": {"object": names.index(target.name), "goal": names.index(goal.name)}}

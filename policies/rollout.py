@@ -61,7 +61,7 @@ def rollout(
     lanes: dict[int, _Running] = {}
     observation: dict[str, Any] = {}
     rests = bool(env.metadata.get("rests_finished"))
-    ended = np.ones(env.num_envs, bool)
+    ended: np.ndarray = np.ones(env.num_envs, bool)
     while waiting or lanes:
         free = [k for k in range(env.num_envs) if k not in lanes][: len(waiting)]
         if free or (ended.any() and not rests):

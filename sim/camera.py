@@ -69,10 +69,29 @@ class CameraRenderer:
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._contexts[key])
         return self._contexts[key]
 
-    def render(
+    def segment(
         self, model: mujoco.MjModel, data: mujoco.MjData, outputs: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Fill each array of `outputs`, keyed by camera name: uint8 (height, width, 3). Returns `outputs`."""
+        """Fill each array of `outputs`, keyed by camera name: int32 (height, width), the geom seen, -1 for none."""
+        colors = {name: np.empty((*ids.shape, 3), np.uint8) for name, ids in outputs.items()}
+        self.render(model, data, colors, segmented=True)
+        assert self._scene is not None
+        geoms = np.full(self._scene.ngeom + 2, -1, np.int32)  # segment id + 1 -> geom id; 0 is the background
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
+                geoms[geom.segid + 1] = geom.objid
+        for name, ids in outputs.items():
+            coded = colors[name].astype(np.int64) @ np.array([1, 256, 65536])
+            ids[:] = geoms[np.clip(coded, 0, len(geoms) - 1)]
+        return outputs
+
+    def render(
+        self, model: mujoco.MjModel, data: mujoco.MjData, outputs: dict[str, np.ndarray], *, segmented: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Fill each array of `outputs`, keyed by camera name: uint8 (height, width, 3). Returns `outputs`.
+
+        With `segmented`, pixels hold the number of the thing seen instead of its colour; see `segment`.
+        """
         if threading.get_ident() != self._thread:
             raise RenderError("a CameraRenderer renders only in the thread that made it; make one in each thread")
         self._gl.make_current()
@@ -93,6 +112,8 @@ class CameraRenderer:
                 )
                 for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG"):
                     scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+                for flag in ("SEGMENT", "IDCOLOR"):
+                    scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = segmented
                 first = False
             else:
                 mujoco.mjv_updateCamera(model, data, self._camera, scene)

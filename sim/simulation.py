@@ -127,6 +127,22 @@ class Simulation:
         outputs = {name: np.empty((size, size, 3), np.uint8) for name in self.embodiment.cameras}
         return thread_renderer(size, size).render(self.model, self.data, outputs)
 
+    def masks(self) -> dict[str, np.ndarray]:
+        """What each camera of the embodiment sees: int32 (height, width), index of the scene's item, -1 for none."""
+        size = self.embodiment.image_size
+        outputs = {name: np.empty((size, size), np.int32) for name in self.embodiment.cameras}
+        thread_renderer(size, size).segment(self.model, self.data, outputs)
+        owner = np.full(self.model.ngeom + 1, -1, np.int32)  # the last is for pixels that show no geom
+        for index, item in enumerate(self.scene.items):
+            body = self.model.body(item.name).id
+            for geom in range(self.model.ngeom):
+                inner = self.model.geom_bodyid[geom]
+                while inner not in (0, body):
+                    inner = self.model.body_parentid[inner]
+                if inner == body:
+                    owner[geom] = index
+        return {name: owner[ids] for name, ids in outputs.items()}
+
     def picture(self, camera: str, size: int) -> np.ndarray:
         """Render one camera at another size, for people to look at: uint8 (size, size, 3)."""
         outputs = {camera: np.empty((size, size, 3), np.uint8)}

@@ -55,6 +55,7 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: P
     assert len(finished) == 3
     weights = (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes()
 
+    took = json.loads((out / "seconds.json").read_text())
     again = run(out, "episodes=30")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "nothing to record" in again.stderr
@@ -73,6 +74,13 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: P
     assert result["success"] == sum(row["success"] for row in rows)
     assert len({(row["task"], row["seed"]) for row in rows}) == 90
     seconds = result["seconds"]
+    now = json.loads((out / "seconds.json").read_text())
+    assert {k: now[k] for k in took} == took  # what was found done takes no time again
+    example = Path(__file__).parent.parent / "examples" / "closed_loop.py"
+    words = [sys.executable, str(example), str(out / "flow-0" / "checkpoint"), str(tmp_path / "episode.mp4")]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "steps\nvideo: " in said
+    assert (tmp_path / "episode.mp4").stat().st_size > 1000
     assert seconds["total"] == pytest.approx(seconds["record"] + seconds["train"] + seconds["eval"], abs=0.2)
     assert result["demos"] >= 15
     assert result["head"] == "FlowHead"

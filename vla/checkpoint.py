@@ -22,12 +22,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError, NotFoundError
 from ..spec import EmbodimentSpec, Observation
+from .encoder import Encoding
 from .model import VLAModel, stack_images
 from .recipe import Recipe
 
 FORMAT = 1
 TOLERANCE = 1e-3
-"""Largest difference of a golden action, as a share of the action's range in the data."""
+"""Largest difference of a golden action, as a share of the action's range in the data; of a golden loss, of 1 + it."""
 FILES = ("meta.json", "recipe.json", "embodiments.json", "model.safetensors", "golden.safetensors", "tokenizer")
 
 
@@ -40,25 +41,42 @@ class Golden:
         observation: A batch of b observations.
         noise: float32 (b, h, a).
         actions: float32 (b, h, a), in the embodiment's units.
+        losses: float32 (b,), of those actions. A head that chooses among tokens may choose otherwise where two are
+            equally likely and the last digits differ; its losses do not.
     """
 
     embodiment: str
     observation: Observation
     noise: np.ndarray
     actions: np.ndarray
+    losses: np.ndarray
 
 
 @torch.no_grad()
 def predict(model: VLAModel, embodiment: str, observation: Observation, noise: np.ndarray) -> np.ndarray:
     """Chunks float32 (b, h, a) for a batch of observations, in the embodiment's units."""
-    spec = model.spec(embodiment)
-    device = model.device
+    encoding, state = _encode(model, embodiment, observation)
+    chunk = model.sample(encoding, state, torch.from_numpy(noise).to(model.device), embodiment)
+    return np.asarray(chunk.float().cpu().numpy())
+
+
+@torch.no_grad()
+def losses_of(model: VLAModel, embodiment: str, observation: Observation, actions: np.ndarray) -> np.ndarray:
+    """Loss float32 (b,) of chunks (b, h, a), with fixed random draws."""
+    encoding, state = _encode(model, embodiment, observation)
+    chunk = torch.from_numpy(np.asarray(actions, np.float32)).to(model.device)
+    padding = torch.zeros(chunk.shape[:2], dtype=torch.bool, device=model.device)
+    generator = torch.Generator().manual_seed(0)
+    each = model.loss(encoding, state, chunk, padding, embodiment, generator)
+    return np.asarray(each.float().cpu().numpy())
+
+
+def _encode(model: VLAModel, embodiment: str, observation: Observation) -> tuple[Encoding, Tensor]:
+    spec, device = model.spec(embodiment), model.device
     images = stack_images(observation.images, spec, device)
     tokens = torch.from_numpy(model.instructions(observation.instruction)).to(device)
     state = torch.from_numpy(np.array(observation.state, np.float32)).to(device)
-    encoding = model.encode(images, tokens, state)
-    chunk = model.sample(encoding, state, torch.from_numpy(noise).to(device), embodiment)
-    return np.asarray(chunk.float().cpu().numpy())
+    return model.encode(images, tokens, state), state
 
 
 def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed: int = 0) -> Golden:
@@ -68,11 +86,13 @@ def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed
     shape = (len(observation.state), model.recipe.action_horizon, spec.action.dim)
     noise = rng.standard_normal(shape).astype(np.float32)
     model.eval()
+    actions = predict(model, embodiment, observation, noise)
     return Golden(
         embodiment=embodiment,
         observation=observation,
         noise=noise,
-        actions=predict(model, embodiment, observation, noise),
+        actions=actions,
+        losses=losses_of(model, embodiment, observation, actions),
     )
 
 
@@ -91,7 +111,7 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
     model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
     save_file(unshared(model.state_dict()), temporary / "model.safetensors")
     arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
-    arrays |= {"state": golden.observation.state, "noise": golden.noise, "actions": golden.actions}
+    arrays |= {k: getattr(golden, k) for k in ("noise", "actions", "losses")} | {"state": golden.observation.state}
     save_file(
         {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
         temporary / "golden.safetensors",
@@ -180,15 +200,18 @@ def verify_golden(model: VLAModel, path: Path) -> float:
     golden = read_golden(path)
     try:
         got = predict(model, golden.embodiment, golden.observation, golden.noise)
+        losses = losses_of(model, golden.embodiment, golden.observation, golden.actions)
     except Exception as error:
         raise CheckpointError(f"{path}: the golden batch does not fit the model: {error}") from error
     scale = model.get_buffer(f"action_scale_{golden.embodiment}").cpu().numpy()
     worst = float((np.abs(got - golden.actions) / scale).max())
+    apart = float((np.abs(losses - golden.losses) / (1.0 + np.abs(golden.losses))).max())
+    worst = apart if model.head.discrete else float(np.max([worst, apart]))
     if not worst <= TOLERANCE:
         raise CheckpointError(
-            f"{path}: the golden batch comes out differently: expected the saved actions within {TOLERANCE} of their "
-            f"range, got a difference of {worst:.3g}. The weights are not the ones saved, or a library computes "
-            f"otherwise: saved with {read_meta(path).get('versions')}, running {versions()['versions']}."
+            f"{path}: the golden batch comes out differently: expected the saved actions and losses within {TOLERANCE} "
+            f"of their range, got a difference of {worst:.3g}. The weights are not the ones saved, or a library "
+            f"computes otherwise: saved with {read_meta(path).get('versions')}, running {versions()['versions']}."
         )
     return worst
 
@@ -211,6 +234,7 @@ def read_golden(path: Path) -> Golden:
             observation=observation,
             noise=arrays["noise"],
             actions=arrays["actions"],
+            losses=arrays["losses"],
         )
     except Exception as error:
         raise CheckpointError(f"{path / 'golden.safetensors'} is damaged: {error}") from error

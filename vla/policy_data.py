@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -112,7 +113,10 @@ class PolicyData:
 
 @torch.no_grad()
 def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Encoding:
-    """Encode every frame of a store once; kept in `folder` by the hash of the encoder's weights and of the data."""
+    """Encode every frame of a store once; kept in `folder` by the hash of the encoder's weights and of the data.
+
+    Where `folder` cannot be written (a store of others, a full disk) the encodings are made anew each time.
+    """
     path = folder / f"encodings-{encoding_key(model, store)}.safetensors"
     device = model.device
     if path.exists():
@@ -120,10 +124,13 @@ def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Enco
         tensors = load_file(path)
     else:
         tensors = _encode_all(model, store)
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            log(f"features are not kept: {path} cannot be written ({error})")
     return Encoding(**{k: v.to(device) for k, v in tensors.items()})
 
 

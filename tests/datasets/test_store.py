@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -335,3 +336,19 @@ def test_a_torn_jpeg_is_named_when_read(tmp_path):
         writer.end(True)
     with pytest.raises(StoreError, match=r"frame 0 in .*front: no decodable JPEG"):
         store.refresh().read_images("front", [0])
+
+
+def test_a_store_without_its_first_commit_is_said_to_be_new_and_one_without_its_log_damaged(tmp_path, filled):
+    new = tmp_path / "new"
+    EpisodeStore.create(new, make_schema())
+    (new / layout.LOG / f"{0:020d}.json").unlink()
+    with pytest.raises(StoreError, match="just being created"):
+        EpisodeStore.open(new)
+    EpisodeStore.create(new, make_schema())  # as the message says
+    assert EpisodeStore.open(new).num_episodes == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(filled[0].path, copy)
+    for entry in (copy / layout.LOG).iterdir():
+        entry.unlink()
+    with pytest.raises(StoreError, match="damaged store"):
+        EpisodeStore.open(copy)

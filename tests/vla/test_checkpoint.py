@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import brachium.vla.checkpoint as checkpoint_module
 from brachium.errors import BrachiumError, CheckpointError, NotFoundError
 from brachium.vla.checkpoint import (
     FILES,
@@ -181,6 +182,30 @@ def test_an_edited_weight_or_statistic_shows_in_the_golden_batch(copy, pattern):
     with pytest.raises(CheckpointError, match=r"the golden batch comes out differently.*saved with .*torch"):
         load_checkpoint(copy)
     load_checkpoint(copy, verify=False)
+
+
+def test_a_tie_between_tokens_is_no_reason_to_refuse_but_another_head_is(tmp_path, monkeypatch):
+    """Greedy decoding may flip between equally likely bins on another machine; the losses of the actions do not."""
+    path = save(tmp_path / "checkpoint", make_model(make_recipe("tokenized", points=True)))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "predict", lambda *args: read_golden(path).actions + 0.05)
+        load_checkpoint(path)
+    edit_weights(path, lambda w: next(v for k, v in w.items() if k.endswith("head.out.tiny.weight")).mul_(3.0))
+    with pytest.raises(CheckpointError, match="golden batch comes out differently"):
+        load_checkpoint(path)
+
+
+def test_a_continuous_head_must_give_the_same_actions(copy, monkeypatch):
+    golden = read_golden(copy)
+    monkeypatch.setattr(checkpoint_module, "predict", lambda *args: golden.actions + 0.05)
+    with pytest.raises(CheckpointError, match="golden batch comes out differently"):
+        load_checkpoint(copy)
+
+
+def test_losses_that_are_no_numbers_are_refused(copy):
+    edit_weights(copy, lambda w: w["losses"].fill_(float("nan")), "golden.safetensors")
+    with pytest.raises(CheckpointError, match="golden batch comes out differently"):
+        load_checkpoint(copy)
 
 
 def test_an_edit_too_small_for_the_golden_batch_shows_in_the_checksum(copy):

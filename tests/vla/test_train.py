@@ -74,6 +74,32 @@ def test_episodes_nobody_labelled_are_all_used(tmp_path, demos):
     assert usable_episodes(demos) == list(range(6))
 
 
+def test_a_store_that_cannot_be_written_to_is_trained_on_all_the_same(tmp_path, demos, capsys):
+    model = make_model(make_recipe(points=True))
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    expected = cached_encodings(model, demos, tmp_path / "elsewhere")
+    found = cached_encodings(model, demos, tmp_path / "cache")
+    assert torch.equal(found.points, expected.points)
+    assert "features are not kept" in "".join(capsys.readouterr())
+
+
+def test_training_ends_with_an_evaluation_in_the_environment_it_is_given(tmp_path, demos):
+    called = []
+
+    class Env:
+        spec_embodiment = make_embodiment()
+
+        def close(self):
+            pass
+
+    run(demos, tmp_path / "out", env=Env, evaluator=lambda **options: called.append(options))
+    checkpoint, out = str(tmp_path / "out" / "checkpoint"), str(tmp_path / "out" / "eval")
+    assert called == [{"checkpoint": checkpoint, "env": Env, "out": out}]
+    run(demos, tmp_path / "other", env=Env, evaluator=None)
+    run(demos, tmp_path / "third", evaluator=lambda **options: called.append(options))
+    assert len(called) == 1
+
+
 def test_failures_are_left_out(tmp_path):
     store = record_demos(tmp_path / "store", (5, 2))
     record = EpisodeStore.open(store.path)

@@ -30,7 +30,12 @@ class ActionHead(Protocol):
 
     Heads are built with ``context_dim`` (c), ``token_dim`` (d, or 0), ``action_horizon`` (h) and ``action_dims``
     (embodiment name -> a), beside options of their own.
+
+    Attributes:
+        discrete: Whether samples jump (tokens), so that rounding may change them where two are equally likely.
     """
+
+    discrete: bool
 
     def loss(
         self,

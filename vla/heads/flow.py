@@ -34,6 +34,8 @@ class FlowHead(nn.Module):
         time_alpha: First parameter of the Beta(alpha, 1) distribution of t; more than 1 favours noise.
     """
 
+    discrete = False
+
     def __init__(
         self,
         *,

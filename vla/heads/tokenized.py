@@ -37,6 +37,8 @@ class TokenizedHead(nn.Module):
         smoothing: Standard deviation of the target's blur over neighbouring bins, in bins; 0 for one-hot.
     """
 
+    discrete = True
+
     def __init__(
         self,
         *,
