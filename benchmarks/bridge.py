@@ -26,7 +26,8 @@ def main() -> None:
     brachium = str(Path(os.sys.executable).with_name("brachium"))  # type: ignore[attr-defined]
     store, run = "outputs/bridge", "outputs/bridge-policy"
     subprocess.run(
-        [brachium, "convert", f"source={source}", "data=bridge", "data.skip_first=1", f"out={store}"], check=True
+        [brachium, "convert", f"source={source}", "data=bridge", "data.skip_first=1", f"out={store}", "overwrite=true"],
+        check=True,
     )
     subprocess.run([brachium, "inspect", f"store={store}", f"out={store}-inspect"], check=True)
     words = ["model.points=false", "freeze_encoder=false", "heldout=0.25", "optimization.lr=0.0005"]
