@@ -141,7 +141,7 @@ def test_interrupt_in_the_loss_saves_and_resumes(tmp_path, whole):
     assert_same(state_of(whole[0]), state_of(resumed))
 
 
-def test_ctrl_c_in_the_middle_of_an_update_waits_until_the_step_is_whole(tmp_path, whole):
+def test_ctrl_c_in_the_middle_of_an_update_waits_until_the_step_is_whole(tmp_path, whole, request):
     """A real signal after the weights have moved, before the step is counted and averaged."""
     loop = make_loop(tmp_path / "a")
     step, calls = loop.optimizer.step, []
@@ -153,6 +153,8 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_until_the_step_is_whole(tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
 
     loop.optimizer.step = interrupted
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, outside))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         loop.run()
