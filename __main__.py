@@ -16,8 +16,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "record": ("record", "record demonstrations from an env's expert or from a robot into an episode store"),
     "inspect": ("inspect", "look into an episode store: features, lengths, statistics, pictures"),
     "convert": ("convert", "convert between brachium stores and LeRobot, RLDS, robomimic, Diffusion Policy data"),
+    "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train": ("train", "train a backbone and an action head on episode stores"),
     "eval": ("eval", "run a policy in closed loop and count successes"),
+    "ask": ("ask", "ask a pretrained vision-language model about an image"),
     "demo": ("demo", "record, train and evaluate a small policy from nothing, on a CPU"),
 }
 COMPLETION = "completion"

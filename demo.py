@@ -18,6 +18,7 @@ from .errors import NotFoundError
 from .policies.evaluate import evaluate
 from .vla.ground import Grounding
 from .vla.loop import Optimization
+from .vla.pretrained import identity_of
 from .vla.recipe import Recipe
 
 STAGES = ("record", "train", "eval")
@@ -29,6 +30,7 @@ def demo(
     scenes: Callable[..., Any],
     model: Recipe,
     grounding: Grounding,
+    encoder: str | None,
     optimization: Optimization,
     executor: Callable[..., Any],
     vector: Callable[..., Any],
@@ -49,7 +51,8 @@ def demo(
         suite: Task name -> environment factory.
         scenes: Factory of labelled scenes for grounding.
         model: Recipe of the model.
-        grounding: Grounding stage.
+        grounding: Grounding stage; only without `encoder`.
+        encoder: Pretrained model that sees and reads (``brachium pretrain``); null grounds a fresh one here.
         optimization: Training of the head.
         executor: Turns chunks into actions.
         vector: Makes a vector environment from factories.
@@ -70,14 +73,15 @@ def demo(
     log(f"brachium demo: {', '.join(suite)} in {folder}")
     with clock.stage("record") as stage:
         before = _fingerprints(folder)
-        record(env=scenes, out=str(folder / "scenes"), episodes=tables, workers=workers)
+        if encoder is None:
+            record(env=scenes, out=str(folder / "scenes"), episodes=tables, workers=workers)
         for make in suite.values():
             record(env=make, out=str(folder / "store"), episodes=demos, workers=workers)
         stage.reused = _fingerprints(folder) == before
     inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
     grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
     with clock.stage("train", run) as stage:
-        stage.reused = not _train(folder, run, model, grounding, optimization, device)
+        stage.reused = not _train(folder, run, model, grounding, encoder, optimization, device)
     with clock.stage("eval", run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
@@ -103,14 +107,21 @@ def demo(
 
 
 def _train(
-    folder: Path, run: Path, model: Recipe, grounding: Grounding, optimization: Optimization, device: str
+    folder: Path,
+    run: Path,
+    model: Recipe,
+    grounding: Grounding,
+    encoder: str | None,
+    optimization: Optimization,
+    device: str,
 ) -> bool:
     """Train unless the same request on the same data is answered by the checkpoint that is there; whether it did."""
     from .vla.train import train
 
     request = {
         "model": model.to_dict(),
-        "grounding": {"options": vars(grounding.optimization), "sentences": grounding.sentences},
+        "grounding": None if encoder else {"options": vars(grounding.optimization), "sentences": grounding.sentences},
+        "encoder": identity_of(encoder) if encoder else None,
         "optimization": vars(optimization),
         "data": _fingerprints(folder),
     }
@@ -127,7 +138,8 @@ def _train(
     train(
         store=str(folder / "store"),
         model=model,
-        grounding=grounding,
+        grounding=None if encoder else grounding,
+        encoder=encoder,
         optimization=optimization,
         out=str(run),
         resume=True,

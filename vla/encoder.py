@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbones.base import Backbone
+from .backbones.base import Backbone, BackboneFeatures
 from .grounding import METRES, ROLES, PointReadout, Points
 
 
@@ -48,10 +48,9 @@ class Encoder(nn.Module):
 
     Args:
         backbone: Images and words to features.
-        tool: Indices of the tool position in the state, to point at the roles with; None for a model that does not.
-            Pointing needs grounding (supervision of the points) to be of use.
+        body: Indices of the tool's pose in the state, x, y, z first, to point at the roles with; None for a model that
+            does not. Pointing needs grounding (supervision of the points) to be of use.
         cameras: Number of cameras.
-        state_dim: Proprioception dimension.
         vocab_size: Size of the vocabulary whose words the summary must be able to name.
         pad_id: Padding token.
     """
@@ -60,28 +59,28 @@ class Encoder(nn.Module):
         self,
         *,
         backbone: Backbone,
-        tool: tuple[int, int, int] | None,
+        body: tuple[int, ...] | None,
         cameras: int,
-        state_dim: int,
         vocab_size: int,
         pad_id: int,
     ) -> None:
         super().__init__()
         self.backbone, self.pad_id = backbone, pad_id
+        self.body = list(body or ())
         self.point_readout = (
             PointReadout(
                 width=backbone.width,
                 vision_width=backbone.vision_width,
                 cameras=cameras,
-                state_dim=state_dim,
-                tool=tool,
+                state_dim=len(self.body),
+                tool=(0, 1, 2),
             )
-            if tool is not None
+            if body is not None
             else None
         )
-        self.word_readout = nn.Linear(backbone.width, vocab_size) if tool is not None else None
+        self.word_readout = nn.Linear(backbone.width, vocab_size) if body is not None else None
         self.width = backbone.width
-        self.points_dim = len(ROLES) * (3 * cameras + 3) if tool is not None else 0
+        self.points_dim = len(ROLES) * (3 * cameras + 3) if body is not None else 0
 
     def point(
         self,
@@ -90,11 +89,24 @@ class Encoder(nn.Module):
         state: Float[Tensor, "b s"],
     ) -> tuple[Points, Float[Tensor, "b k w"], tuple[int, int]]:
         """Points for k texts an image set, the logits of the words each summary names, and the patch grid."""
+        points, words, features = self.point_and_read(images, tokens, state, asked=tokens.shape[1])
+        return points, words, features.grid
+
+    def point_and_read(
+        self,
+        images: UInt8[Tensor, "b n height width 3"],
+        tokens: Int[Tensor, "b k l"],
+        state: Float[Tensor, "b s"],
+        *,
+        asked: int,
+    ) -> tuple[Points, Float[Tensor, "b q w"], BackboneFeatures]:
+        """Points and named words of the first `asked` texts, and the features of all, from one pass."""
         if self.point_readout is None or self.word_readout is None:
             raise RuntimeError("this encoder has no point readout")
         features = self.backbone(images, tokens, tokens != self.pad_id)
-        points = self.point_readout(features, state)
-        return points, self.word_readout(features.readout[:, :, 0]).float(), features.grid
+        first = features.first_texts(asked)
+        points = self.point_readout(first, state[:, self.body])
+        return points, self.word_readout(first.readout[:, :, 0]).float(), features
 
     def forward(
         self,
@@ -111,7 +123,7 @@ class Encoder(nn.Module):
             start = features.image.shape[1]
             real[:, start : start + tokens.shape[1]] = tokens != self.pad_id
             return Encoding(words=words, points=words[:, :0], tokens=everything, mask=real)
-        found = self.point_readout(features, state)
+        found = self.point_readout(features, state[:, self.body])
         parts = [found.uv[:, 0].flatten(-2), found.visible[:, 0].sigmoid(), found.position[:, 0] / METRES]
         return Encoding(words=words, points=torch.cat(parts, dim=-1).flatten(1))
 

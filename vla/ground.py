@@ -19,7 +19,10 @@ from .encoder import Encoder, word_loss
 from .grounding import ROLES, grounding_loss, inside
 from .loop import Optimization, TrainLoop
 from .model import VLAModel, stack_images
+from .tokenizer import InstructionEncoder
 
+PIXELS = "pixels"
+"""Extra field: a row an item, the pixels that show it in each camera."""
 LABEL = "objects"
 """Extra field of a store of scenes: a row an item, x, y, z [m] and u, v, depth a camera."""
 
@@ -57,22 +60,29 @@ class SceneBatch:
 
 
 class SceneData:
-    """Batches of labelled scenes; every draw is a function of (seed, step)."""
+    """Batches of labelled scenes; every draw is a function of (seed, step). For `evaluation` all are held out."""
 
-    def __init__(self, store: EpisodeStore, model: VLAModel, options: Grounding, device: torch.device) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        encode: InstructionEncoder,
+        options: Grounding,
+        device: torch.device,
+        *,
+        evaluation: bool = False,
+    ) -> None:
         if LABEL not in store.schema.fields:
             raise StoreError(
                 f"{store.path} has no field {LABEL!r}: it is no store of labelled scenes. "
                 "Type: brachium record env=scenes out=SCENES"
             )
-        self.store, self.model, self.options, self.device = store, model, options, device
+        self.store, self.encode, self.options, self.device = store, encode, options, device
         self.spec = store.embodiment
         self.state = store.lowdim("state").astype(np.float32, copy=False)
         self.objects = store.lowdim(LABEL).astype(np.float32, copy=False)
-        encode = model.instructions
         sentences = [episode.meta.get("sentences") or () for episode in store.episodes]
         total = store.total_frames
-        if total <= options.heldout:
+        if total <= options.heldout and not evaluation:
             raise StoreError(
                 f"{store.path}: expected more than {options.heldout} scenes (grounding.heldout), got {total}"
             )
@@ -86,10 +96,20 @@ class SceneData:
         self.roles = np.array([[[s["roles"][role] for role in ROLES] for s in scene] for scene in sentences])
         seeds = [int(episode.meta.get("seed", k)) for k, episode in enumerate(store.episodes)]
         order = np.lexsort((np.arange(total), np.asarray(seeds)))  # recorders in parallel write in any order
-        self.train = order[: total - options.heldout]
-        self.heldout = order[total - options.heldout :]
+        kept = total if evaluation else options.heldout
+        self.train, self.heldout = order[: total - kept], order[total - kept :]
         batch = options.optimization.batch_size
-        self.sampler = ShuffledSampler(len(self.train), min(batch, len(self.train)), options.optimization.seed)
+        if len(self.train):
+            self.sampler = ShuffledSampler(len(self.train), min(batch, len(self.train)), options.optimization.seed)
+
+    def visible(self, scenes: np.ndarray, batch: SceneBatch) -> Float[Tensor, "b k r n"]:
+        """Pixels of each camera that show what the texts of a batch made without generator name; all, if unlabelled."""
+        shape = (*batch.objects.shape[:3], len(self.spec.cameras))
+        if PIXELS not in self.store.schema.fields:
+            return torch.full(shape, torch.inf, device=self.device)
+        roles = self.roles[scenes[:, None], np.arange(shape[1])]
+        pixels = self.store.lowdim(PIXELS).astype(np.float32, copy=False)[scenes]
+        return torch.from_numpy(pixels[np.arange(len(scenes))[:, None, None], roles]).to(self.device)
 
     def make(self, step: int) -> SceneBatch:
         """The training batch of a step."""
@@ -108,9 +128,8 @@ class SceneData:
         roles = self.roles[scenes[:, None], chosen]
         tokens = clean.copy()
         if rng is not None:
-            encoder = self.model.instructions
-            dropped = (rng.random(clean.shape) < self.options.word_dropout) & (clean != encoder.pad)
-            tokens[dropped] = encoder.unknown
+            dropped = (rng.random(clean.shape) < self.options.word_dropout) & (clean != self.encode.pad)
+            tokens[dropped] = self.encode.unknown
         labels = self.objects[scenes][rows[:, :, None], roles]
         images = {name: self.store.read_images(name, scenes) for name in self.spec.camera_names}
         return SceneBatch(
@@ -125,7 +144,7 @@ class SceneData:
 def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -> dict[str, float]:
     """Train the encoder of `model` to point; leaves the averaged weights in place and returns held-out metrics."""
     encoder, device = model.encoder, model.device
-    data = SceneData(EpisodeStore.open(options.store), model, options, device)
+    data = SceneData(EpisodeStore.open(options.store), model.instructions, options, device)
     if encoder.point_readout is None:
         raise StoreError("grounding needs a model that points: set model.points=true or grounding=null")
     if not model.recipe.backbone.get("source"):  # a pretrained backbone keeps the pixels it was trained with
@@ -133,7 +152,8 @@ def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -
         encoder.backbone.fit_pixels(sample.images)
     positions = torch.from_numpy(data.objects[data.train, :, :3]).flatten(0, -2)
     centre = positions[positions.isfinite().all(-1)].mean(0)
-    encoder.point_readout.fit(torch.from_numpy(data.state[data.train]).to(device), centre.to(device))
+    states = torch.from_numpy(data.state[data.train][:, encoder.body])
+    encoder.point_readout.fit(states.to(device), centre.to(device))
 
     def loss(batch: SceneBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         points, words, grid = encoder.point(batch.images, batch.tokens, batch.state)

@@ -46,9 +46,8 @@ class VLAModel(nn.Module):
         backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
         self.encoder = Encoder(
             backbone=backbone,
-            tool=tool_indices(first) if recipe.points else None,
+            body=tool_pose(first) if recipe.points else None,
             cameras=cameras,
-            state_dim=first.state.dim,
             vocab_size=len(tokenizer),
             pad_id=self.instructions.pad,
         )
@@ -148,7 +147,7 @@ class VLAModel(nn.Module):
                 spread = torch.full(per_role.shape[-1:], self.recipe.points_noise * 2.0, device=per_role.device)
                 spread[-3:] = self.recipe.points_noise / METRES
                 per_role = per_role + spread * draw
-            tool = state[:, None, list(tool_indices(self.embodiments[embodiment]))] / METRES
+            tool = state[:, None, self.encoder.body[:3]] / METRES
             centred = per_role.clone()
             centred[..., -3:] = (per_role[..., -3:] * METRES - readout.centre) / METRES
             parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
@@ -184,24 +183,27 @@ def _require_alike(embodiments: Mapping[str, EmbodimentSpec], points: bool) -> E
     for name, spec in embodiments.items():
         if "." in name:
             raise SpecMismatchError(f"embodiment {name!r} names layers of the model: use no '.' in it")
-        same = spec.camera_names == first.camera_names and spec.state.names == first.state.names
-        if points and (not same or spec.state.dim != first.state.dim):
+        if points and (spec.camera_names, tool_pose(spec)) != (first.camera_names, tool_pose(first)):
             raise SpecMismatchError(
-                f"a model that points needs embodiments of the same cameras and state: {first.name!r} has "
+                f"a model that points needs embodiments of the same cameras and tool pose: {first.name!r} has "
                 f"{first.camera_names} and {first.state.names}, {name!r} has {spec.camera_names} and {spec.state.names}"
             )
     return first
 
 
-def tool_indices(spec: EmbodimentSpec) -> tuple[int, int, int]:
-    """Where the tool position x, y, z [m] stands in the state."""
+POSE = ("x", "y", "z", *(f"rot6d_{k}" for k in range(6)), "gripper")
+"""Elements of the state that pointing looks at, as far as there are any; robots of any number of joints share them."""
+
+
+def tool_pose(spec: EmbodimentSpec) -> tuple[int, ...]:
+    """Where the tool's pose stands in the state: x, y, z [m], then what else of `POSE` it has."""
     names = spec.state.names
     if any(axis not in names for axis in ("x", "y", "z")):
         raise SpecMismatchError(
             f"embodiment {spec.name!r}: a model that points needs the tool position x, y, z in the state, "
             f"got {names}; set model.points=false"
         )
-    return names.index("x"), names.index("y"), names.index("z")
+    return tuple(names.index(name) for name in POSE if name in names)
 
 
 def stack_images(

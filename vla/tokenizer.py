@@ -60,3 +60,42 @@ class InstructionEncoder:
                 self._cache[text] = np.array([self.pad] * (self.length - len(ids)) + ids, np.int64)
             rows.append(self._cache[text])
         return np.stack(rows)
+
+
+IMAGE = "<image>"
+
+
+def subword_tokenizer(corpus: Iterable[str], *, size: int = 640, locations: int = 96) -> PreTrainedTokenizerBase:
+    """A lower-case byte-level BPE tokenizer with location tokens, as a Hugging Face fast tokenizer.
+
+    Frequent words of `corpus` are single tokens; any other text is spelt, so nothing is unknown. Tokens 0 and 1 are the
+    padding and the image token. ``<loc00>`` and so on stand for a place along an image edge (PaliGemma, Beyer et al.
+    2024). The same corpus gives the same tokens.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = ByteDecoder()
+    special = [PAD, IMAGE, BEGIN, END, *(f"<loc{k:02d}>" for k in range(locations))]
+    trainer = BpeTrainer(
+        vocab_size=size + locations,
+        special_tokens=special,
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(corpus), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        eos_token=END,
+        extra_special_tokens={"image_token": IMAGE},
+    )

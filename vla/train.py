@@ -22,8 +22,9 @@ from ..spec import Observation
 from .checkpoint import Golden, load_checkpoint, make_golden, save_checkpoint, unshared
 from .ground import Grounding, ground
 from .loop import Optimization, TrainLoop
-from .model import VLAModel
+from .model import VLAModel, tool_pose
 from .policy_data import PolicyBatch, PolicyData, cached_encodings, encoding_key, episode_key
+from .pretrained import Pretrained, is_pretrained
 from .recipe import Recipe
 from .tokenizer import word_tokenizer
 
@@ -58,7 +59,8 @@ def train(
         optimization: How the head (and an encoder that is not frozen) is trained.
         out: Folder for the checkpoint, logs and caches.
         grounding: Grounding stage; null to leave it out.
-        encoder: Checkpoint whose trained encoder and tokenizer are taken instead of grounding one.
+        encoder: Checkpoint or pretrained model (``brachium pretrain``) whose encoder and tokenizer are taken instead
+            of grounding one.
         freeze_encoder: Train only the head, on encodings cached a frame.
         heldout: Share of episodes kept for the held-out loss.
         env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
@@ -75,7 +77,7 @@ def train(
     require_disk(folder, 200e6, "training")
     if (folder / "checkpoint").exists() and not resume:
         log(f"{folder}/checkpoint exists and will be replaced when training ends")
-    place = torch.device(_choose_device(device))
+    place = torch.device(choose_device(device))
     vla = _build(model, data, grounding, encoder, optimization.seed).to(place)
     name = data.embodiment.name
     training, testing = _split(data, episodes, heldout)
@@ -173,10 +175,13 @@ def _split(data: EpisodeStore, episodes: list[int], heldout: float) -> tuple[lis
 def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int) -> VLAModel:
     """A fresh model; with `encoder`, its encoder and tokenizer are taken from a checkpoint."""
     embodiments = {data.embodiment.name: data.embodiment}
+    if encoder is not None and is_pretrained(encoder):
+        return _on_pretrained(recipe, data, Pretrained.load(encoder), encoder, seed)
     if encoder is not None:
         source = load_checkpoint(encoder)
         theirs = next(iter(source.embodiments.values()))
-        if theirs.camera_names != data.embodiment.camera_names or theirs.state != data.embodiment.state:
+        fits = not source.recipe.points or tool_pose(theirs) == tool_pose(data.embodiment)
+        if theirs.camera_names != data.embodiment.camera_names or not fits:
             raise SpecMismatchError(
                 f"encoder {encoder} was trained for cameras {theirs.camera_names} and state {theirs.state.names}; "
                 f"store {data.path} has {data.embodiment.camera_names} and {data.embodiment.state.names}"
@@ -203,6 +208,20 @@ def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, enco
     model = recipe.build(embodiments, tokenizer, seed=seed)
     if grounding is not None:  # what grounding gives must not depend on the seed of what comes after
         model.encoder = recipe.build(embodiments, tokenizer, seed=grounding.optimization.seed).encoder
+    return model
+
+
+def _on_pretrained(recipe: Recipe, data: EpisodeStore, given: Pretrained, path: str, seed: int) -> VLAModel:
+    """A fresh model on a pretrained encoder."""
+    pose = list(tool_pose(data.embodiment))
+    if (len(data.embodiment.cameras), pose) != (given.cameras, given.encoder.body):
+        raise SpecMismatchError(
+            f"pretrained model {path} was trained for {given.cameras} cameras and the tool's pose at "
+            f"{given.encoder.body} of the state; store {data.path} has {len(data.embodiment.cameras)} and {pose}"
+        )
+    recipe = replace(recipe, backbone=given.resolved_backbone(), points=True)
+    model = recipe.build({data.embodiment.name: data.embodiment}, given.tokenizer, seed=seed)
+    model.encoder = given.encoder
     return model
 
 
@@ -312,7 +331,8 @@ def evaluate_heldout(vla: VLAModel, data: PolicyData, embodiment: str, statistic
     return {name: total / (count if name == "loss" else max(elements, 1.0)) for name, total in sums.items()}
 
 
-def _choose_device(device: str) -> str:
+def choose_device(device: str) -> str:
+    """``auto`` as what is there; a ConfigError where what is asked for is not."""
     if device != "auto":
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError("device=cuda: no CUDA device here. Type device=cpu, or see: brachium doctor")

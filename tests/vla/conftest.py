@@ -135,7 +135,7 @@ def record_demos(path, seeds=range(6), *, spec=None, success=True, length=7):
     return store.refresh()
 
 
-def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, field="objects"):
+def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, field="objects", questions=False):
     """Labelled scenes: on a grey image, each item is a bright square where its label says."""
     spec = spec or make_embodiment()
     extra = FeatureSpec(name=field, shape=(items, 3 + 3 * len(spec.cameras)))
@@ -158,7 +158,16 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
             for _ in range(sentences):
                 a, b = rng.choice(items, 2, replace=False).tolist()
                 texts.append({"text": f"put {names[a]} on {names[b]}", "roles": {"object": a, "goal": b}})
-            writer.begin(texts[0]["text"], meta={"seed": int(seed), "task": "scenes", "sentences": texts})
+            meta = {"seed": int(seed), "task": "scenes", "sentences": texts}
+            if questions:
+                left = bool(objects[0, 3] < objects[1, 3])
+                v, u = (int(96 * x) for x in objects[0, [4, 3]])
+                meta["questions"] = [
+                    {"kind": "left", "question": "is red left of green?", "answer": "yes" if left else "no"},
+                    {"kind": "point", "question": "where is red?", "answer": f"<loc{v:02d}><loc{u:02d}>"},
+                    {"kind": "far", "question": "where in the wrist view is red?", "answer": "somewhere"},
+                ]
+            writer.begin(texts[0]["text"], meta=meta)
             state = rng.standard_normal(spec.state.dim).astype(np.float32)
             action = np.zeros(spec.action.dim, np.float32)
             writer.step(images=images, state=state, action=action, extras={field: objects})

@@ -210,7 +210,7 @@ def test_the_tool_is_found_by_name_not_by_place():
 
 
 def test_embodiments_that_cannot_share_a_model():
-    with pytest.raises(SpecMismatchError, match="same cameras and state"):
+    with pytest.raises(SpecMismatchError, match="same cameras and tool pose"):
         make_model(make_recipe(points=True), {"a": make_embodiment("a"), "b": make_embodiment("b", cameras=("front",))})
     with pytest.raises(SpecMismatchError, match="at least one embodiment"):
         make_recipe().build({}, make_model().tokenizer)

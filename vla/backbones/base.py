@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,12 @@ class BackboneFeatures:
     text: Float[torch.Tensor, "b k l d"]
     text_mask: Bool[torch.Tensor, "b k l"]
     readout: Float[torch.Tensor, "b k r d"]
+
+    def first_texts(self, count: int) -> BackboneFeatures:
+        """The features with the first `count` texts only."""
+        return replace(
+            self, text=self.text[:, :count], text_mask=self.text_mask[:, :count], readout=self.readout[:, :count]
+        )
 
 
 class Backbone(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -86,6 +86,18 @@ class SmolVLMBackbone(nn.Module):
         self.pixel_mean = pixels.mean(0)
         self.pixel_std = (pixels - self.pixel_mean).std().clamp(min=1e-3)
 
+    def next_words(self, states: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest w"]:
+        """Logits of the next token after each language-model state."""
+        return self.vlm.lm_head(states)
+
+    def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Float[Tensor, "i p v"]:
+        """Vision-tower features of normalised images of the tower's own size."""
+        return self.vlm.model.vision_model(pixel_values=pixels).last_hidden_state
+
+    def normalise(self, images: UInt8[Tensor, "b n height width 3"]) -> Float[Tensor, "b n 3 side side"]:
+        """Images as the vision tower sees them."""
+        return (self._resize(images).float() / 255.0 - self.pixel_mean) / self.pixel_std
+
     def _resize(self, images: UInt8[Tensor, "b n height width 3"]) -> Tensor:
         """(b, n, 3, S, S), still 0..255."""
         b, n = images.shape[:2]
@@ -108,8 +120,7 @@ class SmolVLMBackbone(nn.Module):
         b, n = images.shape[:2]
         k, length = tokens.shape[1:]
         core, count = self.vlm.model, self.readouts.shape[0]
-        pixels = (self._resize(images).float() / 255.0 - self.pixel_mean) / self.pixel_std
-        vision = core.vision_model(pixel_values=pixels.flatten(0, 1)).last_hidden_state
+        vision = self.look(self.normalise(images).flatten(0, 1))
         prefix = core.connector(vision).reshape(b, -1, self.width)
         words = core.text_model.get_input_embeddings()(tokens)
         asks = self.readouts.to(words.dtype).expand(b, k, count, self.width)

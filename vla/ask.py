@@ -1,0 +1,76 @@
+"""The verb ``brachium ask``: a question about an image, for people."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..console import log
+from ..errors import ConfigError, NotFoundError
+from .pretrained import Pretrained
+
+
+def ask(*, image: str, question: str, vlm: str, out: str | None = None) -> int:
+    """Answer a question about an image file.
+
+    What ``brachium pretrain`` makes knows rendered tables: ``what color is the cube?``,
+    ``how many balls are there?``, ``is the red cube left of the green bowl?``,
+    ``where is the red cube in the front view?``, ``describe the table.``
+
+    Args:
+        image: PNG or JPEG; a picture of the front camera.
+        question: What to ask.
+        vlm: Pretrained model: the folder that ``brachium pretrain`` made.
+        out: Where to draw the places that an answer names, as PNG; by default beside the image.
+    """
+    pixels = read_image(Path(image))
+    answer = Pretrained.load(vlm).answer(pixels, question)
+    print(answer or "(no answer)")
+    places = [int(k) for k in re.findall(r"<loc(\d+)>", answer)]
+    if places:
+        target = Path(out) if out else Path(image).with_name(f"{Path(image).stem}-answer.png")
+        draw_places(pixels, places, target)
+        log(f"drawn into {target}")
+    return 0
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 (height, width, 3).
+
+    Raises:
+        NotFoundError: No such file.
+        ConfigError: No image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise NotFoundError(f"no image at {path}: expected a PNG or JPEG file")
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ConfigError(f"{path} is no image that can be read: {error}") from error
+
+
+def draw_places(pixels: np.ndarray, places: list[int], target: Path, edge: int = 96) -> None:
+    """Draw pairs (y, x) of location tokens as a cross, or two pairs as a box, into an enlarged copy."""
+    from PIL import Image, ImageDraw
+
+    size = max(384, pixels.shape[0])
+    picture = Image.fromarray(pixels).resize(
+        (size * pixels.shape[1] // pixels.shape[0], size), Image.Resampling.NEAREST
+    )
+    draw = ImageDraw.Draw(picture)
+    points = [
+        ((x + 0.5) / edge * picture.width, (y + 0.5) / edge * picture.height) for y, x in zip(places[::2], places[1::2])
+    ]
+    if len(points) == 2:
+        (left, top), (right, bottom) = points
+        draw.rectangle((min(left, right), min(top, bottom), max(left, right), max(top, bottom)), outline="red", width=3)
+    else:
+        for x, y in points:
+            draw.line((x - 10, y, x + 10, y), fill="red", width=3)
+            draw.line((x, y - 10, x, y + 10), fill="red", width=3)
+    picture.save(target, "PNG")

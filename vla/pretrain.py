@@ -1,0 +1,412 @@
+"""The verb ``brachium pretrain``: a small VLM from rendered scenes, first without labels, then by words and points.
+
+1. *See*: the vision tower fills in hidden patches of unlabelled frames (SimMIM, Xie et al. 2022).
+2. *Speak*: the whole model answers questions about scenes, token by token, and points at what commands name.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from ..console import human_time, log, require_disk
+from ..datasets.store import EpisodeStore
+from ..errors import ConfigError, SpecMismatchError, StoreError
+from .encoder import Encoder, word_loss
+from .ground import Grounding, SceneBatch, SceneData
+from .grounding import grounding_loss, inside
+from .loop import Optimization, TrainLoop
+from .model import stack_images, tool_pose
+from .pretrained import Pretrained, build_encoder
+from .questions import IGNORE, QuestionEncoder, blind, blurred_targets, choices, language_loss, location_tokens, score
+from .recipe import Recipe
+from .tokenizer import InstructionEncoder, subword_tokenizer
+from .train import choose_device
+
+MEAN, STD = 0.5, 0.25
+"""Pixel normalisation, for any image."""
+SEEN = 8.0
+"""Pixels from which on a thing counts as visible in the scores."""
+AT_ONCE = 25
+"""Scenes scored at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeing:
+    """The stage without labels.
+
+    Attributes:
+        optimization: How to train; a batch is of frames. None leaves the stage out.
+        hidden: Share of patches that are hidden.
+    """
+
+    optimization: Optimization | None = None
+    hidden: float = 0.6
+
+
+def pretrain(
+    *,
+    stores: Sequence[str],
+    model: Recipe,
+    optimization: Optimization,
+    seeing: Seeing,
+    tests: Mapping[str, str] | None = None,
+    out: str = "outputs/pretrain",
+    vocabulary: int = 640,
+    length: int = 32,
+    sentences: int = 3,
+    questions: int = 5,
+    single: float = 0.25,
+    blur: float = 1.0,
+    heldout: int = 300,
+    evaluate_every: int = 0,
+    resume: bool = False,
+    device: str = "auto",
+) -> int:
+    """Pretrain a vision-language model on labelled scenes.
+
+    Ctrl-C saves; the same command with ``resume=true`` continues to the same numbers. The result is a folder in Hugging
+    Face's layout, ``OUT/model``, that ``brachium train encoder=OUT/model`` and ``brachium ask`` take.
+
+    Args:
+        stores: Episode stores of scenes with questions (``brachium record env=pretraining``), of one or several robots.
+        model: Recipe of the model; its backbone is trained.
+        optimization: How the stage with words is trained; a batch is of scenes.
+        seeing: The stage without labels.
+        tests: Name -> store of scenes to score on, beside the held-out scenes of `stores`.
+        out: Folder.
+        vocabulary: Subwords of the tokenizer, beside its location tokens.
+        length: Tokens of a question with its answer.
+        sentences: Commands a scene in a batch, to point at what they name.
+        questions: Questions a scene in a batch.
+        single: Share of steps that show questions with the first camera alone, so that one image is enough to ask.
+        blur: Spread of a place's target over neighbouring location tokens; 0 for none.
+        heldout: Scenes of each store kept for the scores.
+        evaluate_every: Steps between scores; 0 for the end only.
+        resume: Go on from what is saved in `out`.
+        device: ``cpu``, ``cuda`` or ``auto``.
+    """
+    begin = time.monotonic()
+    opened = [EpisodeStore.open(path) for path in stores]
+    if not opened:
+        raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
+    others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}
+    folder, place = Path(out), torch.device(choose_device(device))
+    require_disk(folder, 200e6, "pretraining")
+    tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
+    recipe = replace(model, max_tokens=min(model.max_tokens, length))
+    encoder = build_encoder(recipe, tokenizer, _same_body(opened + list(others.values())), optimization.seed).to(place)
+    _set_pixels(encoder)
+    options = Grounding(store="", optimization=optimization, sentences=sentences, word_dropout=0.05, heldout=heldout)
+    data = Mixture(opened, tokenizer, recipe.max_tokens, length, questions, options, place)
+    if seeing.optimization is not None:
+        _see(encoder, data, seeing, folder, resume)
+    _fit_readout(encoder, data)
+    tested = {"heldout": data} | {
+        name: Mixture([store], tokenizer, recipe.max_tokens, length, questions, options, place, evaluation=True)
+        for name, store in others.items()
+    }
+
+    blurred = blurred_targets(tokenizer, blur).to(place)
+
+    def loss(batch: PretrainBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        alone = torch.rand((), generator=generator).item() < single
+        return pretraining_loss(encoder, batch, blurred, alone=alone)
+
+    loop = TrainLoop(
+        name="speak",
+        module=encoder,
+        make_batch=data.make,
+        loss=loss,
+        options=optimization,
+        folder=folder,
+        resume=resume,
+        evaluate=lambda: evaluate_pretraining(encoder, tested),
+        evaluate_every=evaluate_every,
+        identity={
+            "data": [store.fingerprint for store in opened],
+            "backbone": dict(recipe.backbone),
+            "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
+            "settings": [vocabulary, length, sentences, questions, single, blur, heldout],
+        },
+    )
+    log(
+        f"pretraining {sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M parameters on "
+        f"{sum(len(part.train) for part in data.parts)} scenes of {len(opened)} stores, {len(tokenizer)} tokens"
+    )
+    metrics = loop.run()
+    loop.use_average()
+    encoder.eval()
+    blinded = {f"blind/{k}": v for k, v in evaluate_pretraining(encoder, {"heldout": data}, dark=True).items()}
+    seconds = time.monotonic() - begin
+    notes = {
+        "metrics": {**metrics, **blinded},
+        "seconds": seconds,
+        "scenes": sum(len(part.train) for part in data.parts),
+        "stores": {str(store.path): store.fingerprint for store in opened},
+        "optimization": vars(optimization),
+        "seeing": None if seeing.optimization is None else vars(seeing.optimization),
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+    made = Pretrained(encoder=encoder.cpu(), tokenizer=tokenizer, recipe=recipe, notes=notes)
+    path = made.save(folder / "model")
+    Pretrained.load(path)  # what cannot be loaded is no result
+    (folder / "scores.json").write_text(json.dumps(notes, indent=1, default=str) + "\n")
+    for stage in ("see", "speak"):
+        (folder / f"resume-{stage}.safetensors").unlink(missing_ok=True)
+    log(f"{path}: saved and loaded again, {human_time(seconds)}")
+    return 0
+
+
+def corpus_of(stores: Sequence[EpisodeStore]) -> set[str]:
+    """Every text of the stores, once."""
+    texts: set[str] = set()
+    for store in stores:
+        for episode in store.episodes:
+            texts.update(s["text"] for s in episode.meta.get("sentences", ()))
+            for question in episode.meta.get("questions", ()):
+                texts |= {question["question"], question["answer"]}
+    return texts
+
+
+def _same_body(stores: Sequence[EpisodeStore]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Cameras and tool pose that all stores share."""
+    first = stores[0].embodiment
+    for store in stores[1:]:
+        other = store.embodiment
+        if (other.camera_names, tool_pose(other)) != (first.camera_names, tool_pose(first)):
+            raise SpecMismatchError(
+                f"{store.path} and {stores[0].path} cannot train one model: expected cameras {first.camera_names} and "
+                f"the tool pose at {tool_pose(first)} of the state, got {other.camera_names} and {tool_pose(other)}"
+            )
+    return first.camera_names, tool_pose(first)
+
+
+def _set_pixels(encoder: Encoder) -> None:
+    """Normalise pixels the same way whatever the camera, so that any image may be asked about."""
+    backbone: Any = encoder.backbone
+    backbone.pixel_mean = torch.full_like(backbone.pixel_mean[..., :1, :1], MEAN)
+    backbone.pixel_std = torch.full_like(backbone.pixel_std, STD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainBatch:
+    """b scenes: commands to point at, and q questions each as tokens and targets (b, q, l)."""
+
+    scenes: SceneBatch
+    tokens: Int[Tensor, "b q l"]
+    targets: Int[Tensor, "b q l"]
+    one_view: Bool[Tensor, "b q"]
+    kinds: tuple[tuple[str, ...], ...]
+
+
+class Mixture:
+    """Batches of scenes with questions from several stores; a batch is of one store, drawn by its number of scenes.
+
+    Every draw is a function of (seed, step). For `evaluation` all scenes are held out.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[EpisodeStore],
+        tokenizer: Any,
+        max_tokens: int,
+        length: int,
+        questions: int,
+        options: Grounding,
+        device: torch.device,
+        *,
+        evaluation: bool = False,
+    ) -> None:
+        self.tokenizer, self.questions, self.device, self.seed = tokenizer, questions, device, options.optimization.seed
+        self.body = list(tool_pose(stores[0].embodiment))
+        words = InstructionEncoder(tokenizer, max_tokens)
+        self.parts: list[SceneData] = []
+        self.texts: list[list[list[tuple[np.ndarray, np.ndarray, str, bool]]]] = []
+        encode = QuestionEncoder(tokenizer, length)
+        for store in stores:
+            self.parts.append(SceneData(store, words, options, device, evaluation=evaluation))
+            self.texts.append([_texts(encode, e.meta.get("questions", ())) for e in store.episodes])
+            if not all(self.texts[-1]):
+                raise StoreError(
+                    f"{store.path} has scenes without questions. Type: brachium record env=pretraining out=SCENES"
+                )
+        counts = np.array([max(1, len(part.train)) for part in self.parts], float)
+        self.share = counts / counts.sum()
+
+    def make(self, step: int) -> PretrainBatch:
+        """The training batch of a step."""
+        rng = np.random.default_rng([self.seed, step, 0x9E7])
+        which = int(rng.choice(len(self.parts), p=self.share))
+        part = self.parts[which]
+        return self.batch(which, part.train[part.sampler.batch(step)], rng)
+
+    def batch(self, which: int, scenes: np.ndarray, rng: np.random.Generator | None) -> PretrainBatch:
+        """Some scenes of a store, with questions drawn by `rng`, or the first ones."""
+        rows = []
+        for scene in scenes:
+            texts = self.texts[which][scene]
+            order = np.arange(len(texts)) if rng is None else rng.permutation(len(texts))
+            rows.append([texts[int(order[k % len(order)])] for k in range(self.questions)])
+        return PretrainBatch(
+            scenes=self.parts[which].batch(scenes, rng),
+            tokens=torch.from_numpy(np.array([[t[0] for t in row] for row in rows])).to(self.device),
+            targets=torch.from_numpy(np.array([[t[1] for t in row] for row in rows])).to(self.device),
+            one_view=torch.tensor([[t[3] for t in row] for row in rows], device=self.device),
+            kinds=tuple(tuple(t[2] for t in row) for row in rows),
+        )
+
+    def frames(self, step: int, count: int) -> UInt8[Tensor, "b n height width 3"]:
+        """Unlabelled frames of a step of the first stage."""
+        rng = np.random.default_rng([self.seed, step, 0x5EE])
+        which = int(rng.choice(len(self.parts), p=self.share))
+        part = self.parts[which]
+        chosen = np.sort(rng.choice(part.train, size=min(count, len(part.train)), replace=False))
+        images = {name: part.store.read_images(name, chosen) for name in part.spec.camera_names}
+        return stack_images(images, part.spec, self.device)
+
+
+def _texts(encode: QuestionEncoder, questions: Sequence[Mapping[str, str]]) -> list[tuple[Any, Any, str, bool]]:
+    """(tokens, targets, kind, whether the first view is enough) of every question that is short enough."""
+    found = []
+    for question in questions:
+        made = encode(question["question"], question["answer"])
+        if made is not None:
+            found.append((*made, question["kind"], "wrist" not in question["question"]))
+    return found
+
+
+def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: bool) -> None:
+    """Train the vision tower to fill in hidden patches."""
+    options = seeing.optimization
+    assert options is not None
+    backbone: Any = encoder.backbone
+    rows, columns = backbone.grid
+    side = backbone.image_size // rows
+    painter = nn.Linear(backbone.vision_width, 3 * side * side).to(data.device)
+    tower = nn.ModuleDict({"vision": backbone.vlm.model.vision_model, "painter": painter})
+
+    def loss(images: UInt8[Tensor, "b n h w 3"], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = backbone.normalise(images).flatten(0, 1)
+        hidden = torch.rand(len(pixels), rows * columns, generator=generator).to(pixels.device) < seeing.hidden
+        mask = hidden.reshape(-1, 1, rows, columns).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        guess = painter(backbone.look(pixels.masked_fill(mask, 0.0)))
+        true = pixels.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        error = (guess.float() - true).abs().mean(-1)
+        return (error * hidden).sum() / hidden.sum().clamp(min=1), {}
+
+    log(f"seeing: filling in {100 * seeing.hidden:.0f} % of the patches of unlabelled frames")
+    loop = TrainLoop(
+        name="see",
+        module=tower,
+        make_batch=lambda step: data.frames(step, options.batch_size),
+        loss=loss,
+        options=options,
+        folder=folder,
+        resume=resume,
+        identity={"hidden": seeing.hidden, "data": [part.store.fingerprint for part in data.parts]},
+    )
+    loop.run()
+    if resume:
+        loop.save()  # the next stage may be interrupted: what comes here again finds this one finished
+    loop.use_average()
+
+
+def _fit_readout(encoder: Encoder, data: Mixture) -> None:
+    """Scale proprioception, and find the middle of the work space."""
+    readout = encoder.point_readout
+    if readout is None:
+        raise ConfigError("pretraining teaches to point: set model.points=true")
+    states = np.concatenate([part.state[part.train][:, data.body] for part in data.parts])
+    positions = np.concatenate([part.objects[part.train][..., :3].reshape(-1, 3) for part in data.parts])
+    centre = positions[np.isfinite(positions).all(-1)].mean(0)
+    readout.fit(torch.from_numpy(states).to(data.device), torch.from_numpy(centre).to(data.device))
+
+
+def pretraining_loss(
+    encoder: Encoder, batch: PretrainBatch, blurred: Float[Tensor, "w w"] | None = None, *, alone: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Points, named words and answers from one pass; with `alone`, answers from the first camera only."""
+    targets = batch.targets
+    if alone:
+        targets = targets.masked_fill(~batch.one_view[..., None], IGNORE)
+        features = encoder.backbone(batch.scenes.images[:, :1], batch.tokens, batch.tokens != encoder.pad_id)
+        spoken = _language(encoder, features.text, targets, blurred)
+        return spoken, {"language": spoken.detach()}
+    commands = batch.scenes.tokens
+    short = batch.tokens.shape[-1] - commands.shape[-1]
+    commands = nn.functional.pad(commands, (short, 0), value=encoder.pad_id)
+    k = commands.shape[1]
+    points, words, features = encoder.point_and_read(
+        batch.scenes.images, torch.cat([commands, batch.tokens], dim=1), batch.scenes.state, asked=k
+    )
+    value, parts = grounding_loss(points, batch.scenes.objects, features.grid)
+    named = word_loss(words, batch.scenes.clean_tokens, encoder.pad_id)
+    spoken = _language(encoder, features.text[:, k:], targets, blurred)
+    shown = {name: parts[name] for name in ("cells", "shift", "position")}
+    return value + named + spoken, {"language": spoken.detach(), **shown}
+
+
+def _language(
+    encoder: Encoder,
+    states: Float[Tensor, "b q l d"],
+    targets: Int[Tensor, "b q l"],
+    blurred: Float[Tensor, "w w"] | None,
+) -> Float[Tensor, ""]:
+    keep = targets != IGNORE
+    backbone: Any = encoder.backbone
+    if not bool(keep.any()):
+        return states.float().sum() * 0.0
+    return language_loss(backbone.next_words(states[keep]), targets[keep], blurred)
+
+
+@torch.no_grad()
+def evaluate_pretraining(encoder: Encoder, tests: Mapping[str, Mixture], *, dark: bool = False) -> dict[str, float]:
+    """Accuracy by kind of question, and pixel errors of pointing at visible things, on each set of scenes.
+
+    Args:
+        encoder: Model.
+        tests: Name -> scenes; the held-out ones of each are used.
+        dark: Show nothing: what is still right, text alone gives.
+    """
+    result: dict[str, float] = {}
+    for name, mixture in tests.items():
+        predicted: list[list[int]] = []
+        wanted: list[list[int]] = []
+        kinds: list[str] = []
+        errors: list[list[Tensor]] = [[] for _ in mixture.parts[0].spec.cameras]
+        for which, part in enumerate(mixture.parts):
+            for start in range(0, len(part.heldout), AT_ONCE):
+                scenes = part.heldout[start : start + AT_ONCE]
+                batch = mixture.batch(which, scenes, None)
+                images = blind(batch.scenes.images, MEAN) if dark else batch.scenes.images
+                features = encoder.backbone(images, batch.tokens, batch.tokens != encoder.pad_id)
+                backbone: Any = encoder.backbone
+                found = choices(backbone.next_words(features.text), batch.targets)
+                predicted += found[0]
+                wanted += found[1]
+                kinds += [kind for row in batch.kinds for kind in row]
+                points, _, _ = encoder.point(images, batch.scenes.tokens, batch.scenes.state)
+                label = batch.scenes.objects[..., 3:].unflatten(-1, (-1, 3))
+                seen = inside(label) & (part.visible(scenes, batch.scenes) >= SEEN)
+                for k, camera in enumerate(part.spec.cameras):
+                    size = torch.tensor([camera.shape[1], camera.shape[0]], device=label.device)
+                    error = ((points.uv - label[..., :2]) * size).norm(dim=-1)[..., k]
+                    errors[k].append(error[seen[..., k]].cpu())
+        scores = score(predicted, wanted, kinds, location_tokens(mixture.tokenizer))
+        for k, camera in enumerate(mixture.parts[0].spec.cameras):
+            flat = torch.cat(errors[k])
+            if len(flat):
+                median, tail = flat.quantile(torch.tensor([0.5, 0.9])).tolist()
+                scores |= {f"px/{camera.name}": median, f"px_p90/{camera.name}": tail}
+        result |= {f"{name}/{key}": value for key, value in scores.items()}
+    return result

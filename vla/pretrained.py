@@ -1,0 +1,225 @@
+"""A pretrained vision-language model in a folder: weights in Hugging Face's layout, and what it points with.
+
+What `AutoModelForImageTextToText` and `AutoTokenizer` load is ``config.json``, ``model.safetensors`` and the tokenizer.
+``pointing.safetensors`` holds the learned readout tokens and the point readout, ``brachium.json`` how they fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import CheckpointError, ConfigError, DecodeError, NotFoundError, SpecMismatchError
+from .checkpoint import unshared
+from .encoder import Encoder
+from .grounding import ROLES
+from .questions import QuestionEncoder, location_tokens
+from .recipe import Recipe, instantiate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+FILES = ("brachium.json", "config.json", "model.safetensors", "pointing.safetensors")
+LONGEST = 32
+"""Tokens of an answer at most."""
+
+
+def find_pretrained(name: str | Path) -> Path:
+    """The folder of a pretrained model, if it is there."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    raise NotFoundError(f"no pretrained model at {name}. Expected a folder that brachium pretrain made")
+
+
+def is_pretrained(name: str | Path) -> bool:
+    """Whether `name` is a pretrained model, not a policy's checkpoint."""
+    try:
+        return (find_pretrained(name) / "brachium.json").exists()
+    except NotFoundError:
+        return False
+
+
+def identity_of(name: str | Path) -> str:
+    """Digest of a model's weights: changes when they do."""
+    digest = hashlib.sha256()
+    path = find_pretrained(name)
+    for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("checkpoint/*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build_encoder(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, body: tuple[tuple[str, ...], tuple[int, ...]], seed: int
+) -> Encoder:
+    """A fresh encoder that points.
+
+    Args:
+        recipe: Its backbone is built.
+        tokenizer: Words.
+        body: Names of the cameras, and where the tool's pose stands in the state.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
+        return Encoder(
+            backbone=backbone,
+            body=body[1],
+            cameras=len(body[0]),
+            vocab_size=len(tokenizer),
+            pad_id=int(tokenizer.pad_token_id),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A pretrained encoder with its tokenizer.
+
+    Attributes:
+        encoder: Backbone and point readout.
+        tokenizer: With location tokens.
+        recipe: Its backbone node builds the same architecture.
+        notes: Data, compute, scores.
+    """
+
+    encoder: Encoder
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the folder; it appears whole or not at all, and replaces an older one."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        backbone: Any = self.encoder.backbone
+        backbone.vlm.save_pretrained(str(temporary))
+        self.tokenizer.save_pretrained(str(temporary))
+        rest = {k: v for k, v in self.encoder.state_dict().items() if not k.startswith("backbone.vlm.")}
+        save_file(unshared(rest), temporary / "pointing.safetensors")
+        meta = {
+            "format": FORMAT,
+            "recipe": self.recipe.to_dict(),
+            "body": self.encoder.body,
+            "cameras": self.cameras,
+            "notes": dict(self.notes),
+        }
+        (temporary / "brachium.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        return path
+
+    @property
+    def cameras(self) -> int:
+        """Number of cameras it was trained with; fewer may be asked about."""
+        readout = self.encoder.point_readout
+        return readout.cameras if readout is not None else 1
+
+    def resolved_backbone(self) -> dict[str, Any]:
+        """The backbone's node with its whole configuration, for a model that brings its own weights."""
+        backbone: Any = self.encoder.backbone
+        config = {**backbone.resolved_config(), "_resolved": True}
+        return {**self.recipe.backbone, "source": None, "config": config}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pretrained:
+        """Load a folder that `save` wrote.
+
+        Raises:
+            NotFoundError: No such folder.
+            CheckpointError: Incomplete, damaged, or of another format.
+        """
+        from transformers import AutoTokenizer
+
+        path = find_pretrained(path)
+        missing = [name for name in FILES if not (path / name).exists()]
+        if missing:
+            raise CheckpointError(f"{path} is no pretrained model: expected {list(FILES)}, missing {missing}")
+        try:
+            meta = json.loads((path / "brachium.json").read_text())
+            if meta["format"] != FORMAT:
+                raise CheckpointError(f"{path}: expected format {FORMAT}, got {meta['format']}")
+            recipe = Recipe.from_dict(meta["recipe"])
+            body, cameras = tuple(meta["body"]), tuple(str(k) for k in range(meta["cameras"]))
+            rest = load_file(path / "pointing.safetensors")
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        node = {k: v for k, v in recipe.backbone.items() if k != "config"}
+        loaded = replace(recipe, backbone={**node, "source": str(path)})
+        encoder = build_encoder(loaded, tokenizer, (cameras, body), 0)
+        backbone: Any = encoder.backbone
+        backbone.pixel_mean = rest["backbone.pixel_mean"].clone()
+        lacking, extra = encoder.load_state_dict(rest, strict=False)
+        lacking = [name for name in lacking if not name.startswith("backbone.vlm.")]
+        if lacking or extra:
+            raise CheckpointError(f"{path}: pointing.safetensors does not fit: lacks {lacking[:3]}, has {extra[:3]}")
+        return cls(encoder=encoder.eval(), tokenizer=tokenizer, recipe=recipe, notes=meta["notes"])
+
+    @torch.no_grad()
+    def answer(self, images: np.ndarray | Sequence[np.ndarray], question: str) -> str:
+        """Answer a question about one image, or one image a camera.
+
+        Args:
+            images: uint8 (height, width, 3), one or several of one size.
+            question: In the words of `envs.questions`.
+
+        Returns:
+            The likeliest answer, token by token.
+        """
+        pixels = self._pixels(images)
+        encode = QuestionEncoder(self.tokenizer, LONGEST)
+        if not question.strip():
+            raise ConfigError("expected a question, got none")
+        tokens = encode.prompt(question)
+        said: list[int] = []
+        backbone: Any = self.encoder.backbone
+        for _ in range(LONGEST):
+            row = torch.tensor([[tokens + said]])
+            features = backbone(pixels, row, torch.ones_like(row, dtype=torch.bool))
+            token = int(backbone.next_words(features.text[0, 0, -1]).argmax())
+            if token == encode.end:
+                break
+            said.append(token)
+        return str(self.tokenizer.decode(said)).strip()
+
+    def locate(
+        self, images: np.ndarray | Sequence[np.ndarray], phrase: str, view: str = "front"
+    ) -> tuple[float, float]:
+        """Where a thing is: u and v in 0..1 from the left and top edges of the `view` image.
+
+        Raises:
+            DecodeError: The answer is no place.
+        """
+        said = self.answer(images, f"where is the {phrase.strip().removeprefix('the ')} in the {view} view?")
+        places = location_tokens(self.tokenizer)
+        found = [places[t] for t in self.tokenizer(said, add_special_tokens=False)["input_ids"] if t in places]
+        if len(found) != 2:
+            raise DecodeError(f"expected two location tokens for {phrase!r}, got {said!r}")
+        edge = max(places.values()) + 1
+        return (found[1] + 0.5) / edge, (found[0] + 0.5) / edge
+
+    def _pixels(self, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        views = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+        for view in views:
+            if not isinstance(view, np.ndarray) or view.dtype != np.uint8 or view.ndim != 3 or view.shape[-1] != 3:
+                what = f"{view.dtype} {view.shape}" if isinstance(view, np.ndarray) else type(view).__name__
+                raise SpecMismatchError(f"expected images as uint8 (height, width, 3), got {what}")
+        if not 1 <= len(views) <= self.cameras or len({view.shape for view in views}) > 1:
+            shapes = [view.shape for view in views]
+            raise SpecMismatchError(f"expected 1 to {self.cameras} images of one size, got {shapes}")
+        return torch.from_numpy(np.stack(views))[None]
