@@ -149,7 +149,7 @@ def test_word_loss_against_loops():
 
 def test_points_of_an_encoder_have_their_shapes_and_lie_near_the_image(scenes):
     model = point_model()
-    data = SceneData(scenes, model, options(scenes), torch.device("cpu"))
+    data = SceneData(scenes, model.instructions, options(scenes), torch.device("cpu"))
     batch = data.batch(data.train[:3], None)
     with torch.no_grad():
         points, words, grid = model.encoder.point(batch.images, batch.tokens, batch.state)
@@ -164,7 +164,7 @@ def test_points_of_an_encoder_have_their_shapes_and_lie_near_the_image(scenes):
 def test_scene_batches_depend_on_the_step_alone_and_match_the_store(scenes):
     model = point_model()
     opts = options(scenes)
-    first, second = (SceneData(scenes, model, opts, torch.device("cpu")) for _ in range(2))
+    first, second = (SceneData(scenes, model.instructions, opts, torch.device("cpu")) for _ in range(2))
     for step in (0, 7, 3):
         a, b = first.make(step), second.make(step)
         for name in ("images", "tokens", "state", "objects"):
@@ -184,7 +184,7 @@ def test_scene_batches_depend_on_the_step_alone_and_match_the_store(scenes):
 
 def test_dropped_words_become_unknown_and_padding_stays(scenes):
     model = point_model()
-    data = SceneData(scenes, model, dataclasses.replace(options(scenes), word_dropout=1.0), torch.device("cpu"))
+    data = SceneData(scenes, model.instructions, dataclasses.replace(options(scenes), word_dropout=1.0), torch.device("cpu"))
     batch = data.make(0)
     pad = batch.clean_tokens == model.instructions.pad
     assert pad.any()
@@ -194,7 +194,7 @@ def test_dropped_words_become_unknown_and_padding_stays(scenes):
 
 def test_one_batch_of_scenes_is_learnt(scenes):
     model = point_model()
-    data = SceneData(scenes, model, options(scenes), torch.device("cpu"))
+    data = SceneData(scenes, model.instructions, options(scenes), torch.device("cpu"))
     batch = data.batch(data.train[:4], None)
     encoder = model.encoder.train()
     encoder.backbone.fit_pixels(batch.images)
@@ -225,7 +225,7 @@ def test_grounding_leaves_averaged_weights_and_finite_metrics(scenes, tmp_path):
 
 def test_pixel_errors_against_loops(scenes):
     model = point_model()
-    data = SceneData(scenes, model, options(scenes), torch.device("cpu"))
+    data = SceneData(scenes, model.instructions, options(scenes), torch.device("cpu"))
     got = evaluate_grounding(model.encoder, data)
     batch = data.batch(data.heldout, None)
     with torch.no_grad():
