@@ -184,7 +184,9 @@ def test_scene_batches_depend_on_the_step_alone_and_match_the_store(scenes):
 
 def test_dropped_words_become_unknown_and_padding_stays(scenes):
     model = point_model()
-    data = SceneData(scenes, model.instructions, dataclasses.replace(options(scenes), word_dropout=1.0), torch.device("cpu"))
+    data = SceneData(
+        scenes, model.instructions, dataclasses.replace(options(scenes), word_dropout=1.0), torch.device("cpu")
+    )
     batch = data.make(0)
     pad = batch.clean_tokens == model.instructions.pad
     assert pad.any()
