@@ -18,7 +18,7 @@ from .errors import NotFoundError
 from .policies.evaluate import evaluate
 from .vla.ground import Grounding
 from .vla.loop import Optimization
-from .vla.pretrained import identity_of
+from .vla.pretrained import find_pretrained, identity_of
 from .vla.recipe import Recipe
 
 STAGES = ("record", "train", "eval")
@@ -65,6 +65,8 @@ def demo(
         videos: Videos a task.
         device: ``cpu``, ``cuda`` or ``auto``.
     """
+    if encoder is not None:
+        find_pretrained(encoder)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     clock = StageClock(folder / "seconds.json")

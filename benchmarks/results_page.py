@@ -49,7 +49,8 @@ def write_page(results: Mapping[str, Any], root: Path) -> None:
     (root / "docs" / "results.md").write_text(
         f"""# Results of the demo
 
-Made by `make bench-demo` on {results["machine"]}; the figures are in `benchmarks/results/demo.json`. Every cell is
+Made by `make bench-demo` on {results["machine"]}, but for the last two
+sections, which name their own scripts; all figures are in `benchmarks/results/`. Every cell is
 successes / episodes = rate with a 95 % Wilson interval, on episodes whose seeds no demonstration used: half with
 sentences of the training set, a quarter with held-out paraphrases, a quarter about colour-object pairs that training
 never names. The model has {demo["parameters"] / 1e6:.1f} M parameters and saw {demo["demos"]} demonstrations; recording
@@ -159,8 +160,9 @@ def bridge(path: Path) -> str:
     }
     rows = [[name, f"{found['metrics'][key]:.3f}"] for key, name in names.items()]
     return (
-        f"{found['episodes']} WidowX episodes of Bridge V2 through `brachium convert` and `brachium train`, split by "
-        f"episode ({found['training']} for training), {found['parameters'] / 1e6:.1f} M parameters from scratch "
+        f"`benchmarks/bridge.py PATH`: {found['episodes']} WidowX episodes of Bridge V2 through `brachium convert` and "
+        f"`brachium train`, split by episode ({found['training']} for training), "
+        f"{found['parameters'] / 1e6:.1f} M parameters from scratch "
         f"in {found['seconds'] / 60:.1f} minutes. Mean absolute error of the chunk on held-out episodes, as a share of "
         "each dimension's scale:\n\n" + table(["", "error"], rows)
     )

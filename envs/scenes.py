@@ -43,7 +43,8 @@ class LabelledScene:
         images: Camera name -> uint8 (height, width, 3).
         state: float32 (s,).
         objects: float32 (MAX_ITEMS, 3 + 3 n), as `objects_feature` says.
-        pixels: float32 (MAX_ITEMS, n), how many pixels of each camera show each item; NaN beyond the last.
+        pixels: float32 (MAX_ITEMS, n), how many pixels of each camera show each item; NaN beyond the last, and
+            everywhere without questions.
         sentences: Each a text and its roles: ``{"text": str, "roles": {"object": k, "goal": k}}``.
         questions: Questions and answers.
     """
@@ -104,11 +105,13 @@ class SceneSampler:
         self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
 
     def _labels(self) -> tuple[FeatureSpec, ...]:
-        return objects_feature(self.embodiment.cameras), pixels_feature(self.embodiment.cameras)
+        """Positions always; visible pixels, which cost another rendering, where questions are asked."""
+        objects = objects_feature(self.embodiment.cameras)
+        return (objects, pixels_feature(self.embodiment.cameras)) if self.questions else (objects,)
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """The scenes of one table as episodes of one step each, the action zero, the sentences in ``meta``."""
-        action = np.zeros(self.embodiment.spec.action.shape, np.float32)
+        action, labels = np.zeros(self.embodiment.spec.action.shape, np.float32), self._labels()
         return [
             RecordedEpisode(
                 instruction=scene.sentences[0]["text"],
@@ -119,7 +122,7 @@ class SceneSampler:
                     "sentences": list(scene.sentences),
                     "questions": [asdict(question) for question in scene.questions],
                 },
-                steps=[Step(scene.images, scene.state, action, {"objects": scene.objects, "pixels": scene.pixels})],
+                steps=[Step(scene.images, scene.state, action, {f.name: getattr(scene, f.name) for f in labels})],
                 success=None,
             )
             for scene in self.sample(seed)
@@ -137,11 +140,13 @@ class SceneSampler:
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
             texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
-            masks = {name: visible_boxes(mask, len(names)) for name, mask in self.sim.masks().items()}
             pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
-            pixels[: len(names)] = np.stack([found for found, _ in masks.values()], axis=1)
-            own = np.random.default_rng([seed, pose, 0xA5C])  # questions have no say in what is drawn next
-            asker = Asker(self._facts(scene, objects, masks, held), self.split, own)
+            asked: list[Question] = []
+            if self.questions:
+                masks = {name: visible_boxes(mask, len(names)) for name, mask in self.sim.masks().items()}
+                pixels[: len(names)] = np.stack([found for found, _ in masks.values()], axis=1)
+                own = np.random.default_rng([seed, pose, 0xA5C])  # questions have no say in what is drawn next
+                asked = Asker(self._facts(scene, objects, masks, held), self.split, own).draw(self.questions)
             scenes.append(
                 LabelledScene(
                     images=self.sim.images(),
@@ -149,7 +154,7 @@ class SceneSampler:
                     objects=objects,
                     pixels=pixels,
                     sentences=texts,
-                    questions=tuple(asker.draw(self.questions)),
+                    questions=tuple(asked),
                 )
             )
         return scenes

@@ -132,15 +132,11 @@ class Simulation:
         size = self.embodiment.image_size
         outputs = {name: np.empty((size, size), np.int32) for name in self.embodiment.cameras}
         thread_renderer(size, size).segment(self.model, self.data, outputs)
-        owner = np.full(self.model.ngeom + 1, -1, np.int32)  # the last is for pixels that show no geom
+        item_of = np.full(self.model.nbody, -1, np.int32)
         for index, item in enumerate(self.scene.items):
-            body = self.model.body(item.name).id
-            for geom in range(self.model.ngeom):
-                inner = self.model.geom_bodyid[geom]
-                while inner not in (0, body):
-                    inner = self.model.body_parentid[inner]
-                if inner == body:
-                    owner[geom] = index
+            item_of[self.model.body(item.name).id] = index
+        roots = self.model.body_rootid[self.model.geom_bodyid]  # items stand in the world: each is a root of its own
+        owner = np.append(item_of[roots], np.int32(-1))  # the last is for pixels that show no geom
         return {name: owner[ids] for name, ids in outputs.items()}
 
     def picture(self, camera: str, size: int) -> np.ndarray:

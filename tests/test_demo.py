@@ -105,3 +105,10 @@ def test_evaluation_does_not_depend_on_the_number_of_envs(tmp_path: Path) -> Non
             return sorted(tuple(json.dumps(r[k]) for k in key) for r in rows)
 
         assert plain(rows) == plain(first)
+
+
+def test_a_missing_encoder_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+    done = run(tmp_path / "demo", f"encoder={tmp_path / 'nowhere'}")
+    assert done.returncode == 2
+    assert "no pretrained model at" in done.stderr
+    assert not (tmp_path / "demo").exists()

@@ -10,6 +10,7 @@ import numpy as np
 from ..console import log
 from ..errors import ConfigError, NotFoundError
 from .pretrained import Pretrained
+from .tokenizer import LOCATIONS
 
 
 def ask(*, image: str, question: str, vlm: str, out: str | None = None) -> int:
@@ -54,7 +55,7 @@ def read_image(path: Path) -> np.ndarray:
         raise ConfigError(f"{path} is no image that can be read: {error}") from error
 
 
-def draw_places(pixels: np.ndarray, places: list[int], target: Path, edge: int = 96) -> None:
+def draw_places(pixels: np.ndarray, places: list[int], target: Path) -> None:
     """Draw pairs (y, x) of location tokens as a cross, or two pairs as a box, into an enlarged copy."""
     from PIL import Image, ImageDraw
 
@@ -64,7 +65,8 @@ def draw_places(pixels: np.ndarray, places: list[int], target: Path, edge: int =
     )
     draw = ImageDraw.Draw(picture)
     points = [
-        ((x + 0.5) / edge * picture.width, (y + 0.5) / edge * picture.height) for y, x in zip(places[::2], places[1::2])
+        ((x + 0.5) / LOCATIONS * picture.width, (y + 0.5) / LOCATIONS * picture.height)
+        for y, x in zip(places[::2], places[1::2])
     ]
     if len(points) == 2:
         (left, top), (right, bottom) = points

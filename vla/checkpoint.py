@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, NotFoundError
 from ..spec import EmbodimentSpec, Observation
-from .encoder import Encoding
+from .encoder import Encoder, Encoding
 from .model import VLAModel, stack_images
 from .recipe import Recipe
 
@@ -101,11 +101,7 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
     temporary = path.with_name(path.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    recipe = model.recipe.to_dict()
-    backbone = model.encoder.backbone
-    if hasattr(backbone, "resolved_config"):  # weights are here: loading must not go back to the source
-        config = {**backbone.resolved_config(), "_resolved": True}
-        recipe["backbone"] = {**recipe["backbone"], "source": None, "config": config}
+    recipe = {**model.recipe.to_dict(), "backbone": resolved_backbone(model.recipe, model.encoder)}
     _dump(temporary / "recipe.json", recipe)
     _dump(temporary / "embodiments.json", {k: v.to_dict() for k, v in model.embodiments.items()})
     model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
@@ -125,6 +121,14 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def resolved_backbone(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
+    """The recipe's backbone with its whole configuration: weights are here, loading must not go back to the source."""
+    backbone: Any = encoder.backbone
+    if not hasattr(backbone, "resolved_config"):
+        return dict(recipe.backbone)
+    return {**recipe.backbone, "source": None, "config": {**backbone.resolved_config(), "_resolved": True}}
 
 
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .backbones.base import Backbone, BackboneFeatures
 from .grounding import METRES, ROLES, PointReadout, Points
+from .recipe import Recipe, instantiate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,14 @@ class Encoder(nn.Module):
         found = self.point_readout(features, state[:, self.body])
         parts = [found.uv[:, 0].flatten(-2), found.visible[:, 0].sigmoid(), found.position[:, 0] / METRES]
         return Encoding(words=words, points=torch.cat(parts, dim=-1).flatten(1))
+
+
+def build_encoder(
+    recipe: Recipe, *, vocab_size: int, pad_id: int, cameras: int, body: tuple[int, ...] | None
+) -> Encoder:
+    """The encoder that a recipe describes; its backbone is fresh, or pretrained where it names a source."""
+    backbone = instantiate(recipe.backbone, vocab_size=vocab_size, readouts=1 + len(ROLES))
+    return Encoder(backbone=backbone, body=body, cameras=cameras, vocab_size=vocab_size, pad_id=pad_id)
 
 
 def word_loss(logits: Float[Tensor, "b k w"], tokens: Int[Tensor, "b k l"], pad_id: int) -> Float[Tensor, ""]:

@@ -14,7 +14,7 @@ from ..datasets.normalize import Normalizer
 from ..datasets.statistics import Statistics
 from ..errors import SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
-from .encoder import Encoder, Encoding
+from .encoder import Encoding, build_encoder
 from .grounding import METRES, ROLES
 from .heads.base import Context
 from .recipe import Recipe, instantiate
@@ -42,14 +42,12 @@ class VLAModel(nn.Module):
         self.recipe, self.embodiments, self.tokenizer = recipe, embodiments, tokenizer
         self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens)
         first = _require_alike(embodiments, recipe.points)
-        cameras = len(first.cameras)
-        backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
-        self.encoder = Encoder(
-            backbone=backbone,
-            body=tool_pose(first) if recipe.points else None,
-            cameras=cameras,
+        self.encoder = build_encoder(
+            recipe,
             vocab_size=len(tokenizer),
             pad_id=self.instructions.pad,
+            cameras=len(first.cameras),
+            body=tool_pose(first) if recipe.points else None,
         )
         self.state_in = nn.ModuleDict({k: nn.Linear(e.state.dim, recipe.width) for k, e in embodiments.items()})
         relative = 3 * len(ROLES) if recipe.points else 0

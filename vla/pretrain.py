@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ..console import human_time, log, require_disk
 from ..datasets.store import EpisodeStore
-from ..errors import ConfigError, SpecMismatchError, StoreError
-from .encoder import Encoder, word_loss
-from .ground import Grounding, SceneBatch, SceneData
-from .grounding import grounding_loss, inside
+from ..errors import ConfigError
+from .encoder import Encoder, build_encoder, word_loss
+from .ground import Grounding
+from .grounding import Points, grounding_loss, inside
 from .loop import Optimization, TrainLoop
-from .model import stack_images, tool_pose
-from .pretrained import Pretrained, build_encoder
-from .questions import IGNORE, QuestionEncoder, blind, blurred_targets, choices, language_loss, location_tokens, score
+from .pretrain_data import Mixture, PretrainBatch, corpus_of, same_body
+from .pretrained import Pretrained
+from .questions import IGNORE, blurred_targets, choices, language_loss, location_tokens, score
 from .recipe import Recipe
-from .tokenizer import InstructionEncoder, subword_tokenizer
+from .tokenizer import subword_tokenizer
 from .train import choose_device
 
 MEAN, STD = 0.5, 0.25
@@ -96,16 +96,20 @@ def pretrain(
         device: ``cpu``, ``cuda`` or ``auto``.
     """
     begin = time.monotonic()
-    opened = [EpisodeStore.open(path) for path in stores]
-    if not opened:
+    if not stores:
         raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
+    if not model.points or model.backbone.get("source"):
+        raise ConfigError(
+            "pretraining makes a new model that points: expected model.points=true and a backbone without source, got "
+            f"points={model.points} and source={model.backbone.get('source')}. Type model=nano"
+        )
+    opened = [EpisodeStore.open(path) for path in stores]
     others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}
     folder, place = Path(out), torch.device(choose_device(device))
     require_disk(folder, 200e6, "pretraining")
     tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
     recipe = replace(model, max_tokens=min(model.max_tokens, length))
-    encoder = build_encoder(recipe, tokenizer, _same_body(opened + list(others.values())), optimization.seed).to(place)
-    _set_pixels(encoder)
+    encoder = _fresh(recipe, tokenizer, *same_body([*opened, *others.values()]), optimization.seed).to(place)
     options = Grounding(store="", optimization=optimization, sentences=sentences, word_dropout=0.05, heldout=heldout)
     data = Mixture(opened, tokenizer, recipe.max_tokens, length, questions, options, place)
     if seeing.optimization is not None:
@@ -115,7 +119,6 @@ def pretrain(
         name: Mixture([store], tokenizer, recipe.max_tokens, length, questions, options, place, evaluation=True)
         for name, store in others.items()
     }
-
     blurred = blurred_targets(tokenizer, blur).to(place)
 
     def loss(batch: PretrainBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,122 +170,16 @@ def pretrain(
     return 0
 
 
-def corpus_of(stores: Sequence[EpisodeStore]) -> set[str]:
-    """Every text of the stores, once."""
-    texts: set[str] = set()
-    for store in stores:
-        for episode in store.episodes:
-            texts.update(s["text"] for s in episode.meta.get("sentences", ()))
-            for question in episode.meta.get("questions", ()):
-                texts |= {question["question"], question["answer"]}
-    return texts
-
-
-def _same_body(stores: Sequence[EpisodeStore]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Cameras and tool pose that all stores share."""
-    first = stores[0].embodiment
-    for store in stores[1:]:
-        other = store.embodiment
-        if (other.camera_names, tool_pose(other)) != (first.camera_names, tool_pose(first)):
-            raise SpecMismatchError(
-                f"{store.path} and {stores[0].path} cannot train one model: expected cameras {first.camera_names} and "
-                f"the tool pose at {tool_pose(first)} of the state, got {other.camera_names} and {tool_pose(other)}"
-            )
-    return first.camera_names, tool_pose(first)
-
-
-def _set_pixels(encoder: Encoder) -> None:
-    """Normalise pixels the same way whatever the camera, so that any image may be asked about."""
+def _fresh(recipe: Recipe, tokenizer: Any, cameras: int, body: tuple[int, ...], seed: int) -> Encoder:
+    """A fresh encoder that normalises pixels the same way whatever the camera, so that any image may be asked about."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        size, pad = len(tokenizer), int(tokenizer.pad_token_id)
+        encoder = build_encoder(recipe, vocab_size=size, pad_id=pad, cameras=cameras, body=body)
     backbone: Any = encoder.backbone
     backbone.pixel_mean = torch.full_like(backbone.pixel_mean[..., :1, :1], MEAN)
     backbone.pixel_std = torch.full_like(backbone.pixel_std, STD)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainBatch:
-    """b scenes: commands to point at, and q questions each as tokens and targets (b, q, l)."""
-
-    scenes: SceneBatch
-    tokens: Int[Tensor, "b q l"]
-    targets: Int[Tensor, "b q l"]
-    one_view: Bool[Tensor, "b q"]
-    kinds: tuple[tuple[str, ...], ...]
-
-
-class Mixture:
-    """Batches of scenes with questions from several stores; a batch is of one store, drawn by its number of scenes.
-
-    Every draw is a function of (seed, step). For `evaluation` all scenes are held out.
-    """
-
-    def __init__(
-        self,
-        stores: Sequence[EpisodeStore],
-        tokenizer: Any,
-        max_tokens: int,
-        length: int,
-        questions: int,
-        options: Grounding,
-        device: torch.device,
-        *,
-        evaluation: bool = False,
-    ) -> None:
-        self.tokenizer, self.questions, self.device, self.seed = tokenizer, questions, device, options.optimization.seed
-        self.body = list(tool_pose(stores[0].embodiment))
-        words = InstructionEncoder(tokenizer, max_tokens)
-        self.parts: list[SceneData] = []
-        self.texts: list[list[list[tuple[np.ndarray, np.ndarray, str, bool]]]] = []
-        encode = QuestionEncoder(tokenizer, length)
-        for store in stores:
-            self.parts.append(SceneData(store, words, options, device, evaluation=evaluation))
-            self.texts.append([_texts(encode, e.meta.get("questions", ())) for e in store.episodes])
-            if not all(self.texts[-1]):
-                raise StoreError(
-                    f"{store.path} has scenes without questions. Type: brachium record env=pretraining out=SCENES"
-                )
-        counts = np.array([max(1, len(part.train)) for part in self.parts], float)
-        self.share = counts / counts.sum()
-
-    def make(self, step: int) -> PretrainBatch:
-        """The training batch of a step."""
-        rng = np.random.default_rng([self.seed, step, 0x9E7])
-        which = int(rng.choice(len(self.parts), p=self.share))
-        part = self.parts[which]
-        return self.batch(which, part.train[part.sampler.batch(step)], rng)
-
-    def batch(self, which: int, scenes: np.ndarray, rng: np.random.Generator | None) -> PretrainBatch:
-        """Some scenes of a store, with questions drawn by `rng`, or the first ones."""
-        rows = []
-        for scene in scenes:
-            texts = self.texts[which][scene]
-            order = np.arange(len(texts)) if rng is None else rng.permutation(len(texts))
-            rows.append([texts[int(order[k % len(order)])] for k in range(self.questions)])
-        return PretrainBatch(
-            scenes=self.parts[which].batch(scenes, rng),
-            tokens=torch.from_numpy(np.array([[t[0] for t in row] for row in rows])).to(self.device),
-            targets=torch.from_numpy(np.array([[t[1] for t in row] for row in rows])).to(self.device),
-            one_view=torch.tensor([[t[3] for t in row] for row in rows], device=self.device),
-            kinds=tuple(tuple(t[2] for t in row) for row in rows),
-        )
-
-    def frames(self, step: int, count: int) -> UInt8[Tensor, "b n height width 3"]:
-        """Unlabelled frames of a step of the first stage."""
-        rng = np.random.default_rng([self.seed, step, 0x5EE])
-        which = int(rng.choice(len(self.parts), p=self.share))
-        part = self.parts[which]
-        chosen = np.sort(rng.choice(part.train, size=min(count, len(part.train)), replace=False))
-        images = {name: part.store.read_images(name, chosen) for name in part.spec.camera_names}
-        return stack_images(images, part.spec, self.device)
-
-
-def _texts(encode: QuestionEncoder, questions: Sequence[Mapping[str, str]]) -> list[tuple[Any, Any, str, bool]]:
-    """(tokens, targets, kind, whether the first view is enough) of every question that is short enough."""
-    found = []
-    for question in questions:
-        made = encode(question["question"], question["answer"])
-        if made is not None:
-            found.append((*made, question["kind"], "wrist" not in question["question"]))
-    return found
+    return encoder
 
 
 def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: bool) -> None:
@@ -324,8 +221,7 @@ def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: 
 def _fit_readout(encoder: Encoder, data: Mixture) -> None:
     """Scale proprioception, and find the middle of the work space."""
     readout = encoder.point_readout
-    if readout is None:
-        raise ConfigError("pretraining teaches to point: set model.points=true")
+    assert readout is not None
     states = np.concatenate([part.state[part.train][:, data.body] for part in data.parts])
     positions = np.concatenate([part.objects[part.train][..., :3].reshape(-1, 3) for part in data.parts])
     centre = positions[np.isfinite(positions).all(-1)].mean(0)
@@ -342,18 +238,23 @@ def pretraining_loss(
         features = encoder.backbone(batch.scenes.images[:, :1], batch.tokens, batch.tokens != encoder.pad_id)
         spoken = _language(encoder, features.text, targets, blurred)
         return spoken, {"language": spoken.detach()}
-    commands = batch.scenes.tokens
-    short = batch.tokens.shape[-1] - commands.shape[-1]
-    commands = nn.functional.pad(commands, (short, 0), value=encoder.pad_id)
-    k = commands.shape[1]
-    points, words, features = encoder.point_and_read(
-        batch.scenes.images, torch.cat([commands, batch.tokens], dim=1), batch.scenes.state, asked=k
-    )
-    value, parts = grounding_loss(points, batch.scenes.objects, features.grid)
+    points, words, spoken_states, grid = _read(encoder, batch, batch.scenes.images)
+    value, parts = grounding_loss(points, batch.scenes.objects, grid)
     named = word_loss(words, batch.scenes.clean_tokens, encoder.pad_id)
-    spoken = _language(encoder, features.text[:, k:], targets, blurred)
+    spoken = _language(encoder, spoken_states, targets, blurred)
     shown = {name: parts[name] for name in ("cells", "shift", "position")}
     return value + named + spoken, {"language": spoken.detach(), **shown}
+
+
+def _read(
+    encoder: Encoder, batch: PretrainBatch, images: UInt8[Tensor, "b n height width 3"]
+) -> tuple[Points, Float[Tensor, "b k w"], Float[Tensor, "b q l d"], tuple[int, int]]:
+    """Points and named words of the commands, states of the questions, and the patch grid, from one pass."""
+    commands = batch.scenes.tokens
+    commands = nn.functional.pad(commands, (batch.tokens.shape[-1] - commands.shape[-1], 0), value=encoder.pad_id)
+    texts, k = torch.cat([commands, batch.tokens], dim=1), commands.shape[1]
+    points, words, features = encoder.point_and_read(images, texts, batch.scenes.state, asked=k)
+    return points, words, features.text[:, k:], features.grid
 
 
 def _language(
@@ -388,14 +289,15 @@ def evaluate_pretraining(encoder: Encoder, tests: Mapping[str, Mixture], *, dark
             for start in range(0, len(part.heldout), AT_ONCE):
                 scenes = part.heldout[start : start + AT_ONCE]
                 batch = mixture.batch(which, scenes, None)
-                images = blind(batch.scenes.images, MEAN) if dark else batch.scenes.images
-                features = encoder.backbone(images, batch.tokens, batch.tokens != encoder.pad_id)
+                images = batch.scenes.images
+                if dark:
+                    images = torch.full_like(images, round(255 * MEAN))  # what normalisation takes for nothing
+                points, _, states, _ = _read(encoder, batch, images)
                 backbone: Any = encoder.backbone
-                found = choices(backbone.next_words(features.text), batch.targets)
+                found = choices(backbone.next_words(states), batch.targets)
                 predicted += found[0]
                 wanted += found[1]
                 kinds += [kind for row in batch.kinds for kind in row]
-                points, _, _ = encoder.point(images, batch.scenes.tokens, batch.scenes.state)
                 label = batch.scenes.objects[..., 3:].unflatten(-1, (-1, 3))
                 seen = inside(label) & (part.visible(scenes, batch.scenes) >= SEEN)
                 for k, camera in enumerate(part.spec.cameras):

@@ -21,10 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError, ConfigError, DecodeError, NotFoundError, SpecMismatchError
 from .checkpoint import unshared
-from .encoder import Encoder
-from .grounding import ROLES
+from .encoder import Encoder, build_encoder
 from .questions import QuestionEncoder, location_tokens
-from .recipe import Recipe, instantiate
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,32 +54,9 @@ def identity_of(name: str | Path) -> str:
     """Digest of a model's weights: changes when they do."""
     digest = hashlib.sha256()
     path = find_pretrained(name)
-    for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("checkpoint/*.safetensors")):
+    for file in sorted(path.glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def build_encoder(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, body: tuple[tuple[str, ...], tuple[int, ...]], seed: int
-) -> Encoder:
-    """A fresh encoder that points.
-
-    Args:
-        recipe: Its backbone is built.
-        tokenizer: Words.
-        body: Names of the cameras, and where the tool's pose stands in the state.
-        seed: Of the weights.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        backbone = instantiate(recipe.backbone, vocab_size=len(tokenizer), readouts=1 + len(ROLES))
-        return Encoder(
-            backbone=backbone,
-            body=body[1],
-            cameras=len(body[0]),
-            vocab_size=len(tokenizer),
-            pad_id=int(tokenizer.pad_token_id),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +105,6 @@ class Pretrained:
         readout = self.encoder.point_readout
         return readout.cameras if readout is not None else 1
 
-    def resolved_backbone(self) -> dict[str, Any]:
-        """The backbone's node with its whole configuration, for a model that brings its own weights."""
-        backbone: Any = self.encoder.backbone
-        config = {**backbone.resolved_config(), "_resolved": True}
-        return {**self.recipe.backbone, "source": None, "config": config}
-
     @classmethod
     def load(cls, path: str | Path) -> Pretrained:
         """Load a folder that `save` wrote.
@@ -154,14 +124,16 @@ class Pretrained:
             if meta["format"] != FORMAT:
                 raise CheckpointError(f"{path}: expected format {FORMAT}, got {meta['format']}")
             recipe = Recipe.from_dict(meta["recipe"])
-            body, cameras = tuple(meta["body"]), tuple(str(k) for k in range(meta["cameras"]))
+            body, cameras = tuple(int(k) for k in meta["body"]), int(meta["cameras"])
             rest = load_file(path / "pointing.safetensors")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         node = {k: v for k, v in recipe.backbone.items() if k != "config"}
         loaded = replace(recipe, backbone={**node, "source": str(path)})
-        encoder = build_encoder(loaded, tokenizer, (cameras, body), 0)
+        encoder = build_encoder(
+            loaded, vocab_size=len(tokenizer), pad_id=int(tokenizer.pad_token_id), cameras=cameras, body=body
+        )
         backbone: Any = encoder.backbone
         backbone.pixel_mean = rest["backbone.pixel_mean"].clone()
         lacking, extra = encoder.load_state_dict(rest, strict=False)

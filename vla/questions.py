@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tokenizer import LOCATIONS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -102,7 +104,9 @@ def score(
         right.setdefault(kind, []).append(list(found) == list(true))
         places = [k for k, token in enumerate(true) if token in locations]
         if places and len(places) >= len(true) - 1:  # all but the end
-            apart = [abs(locations[found[k]] - locations[true[k]]) if found[k] in locations else 96 for k in places]
+            apart = [
+                abs(locations[found[k]] - locations[true[k]]) if found[k] in locations else LOCATIONS for k in places
+            ]
             off.setdefault(kind, []).append(math.hypot(*apart) if len(apart) == 2 else float(max(apart)))
     result = {f"accuracy/{kind}": float(np.mean(values)) for kind, values in sorted(right.items())}
     return result | {f"tokens_off/{kind}": float(np.median(values)) for kind, values in sorted(off.items())}
@@ -124,9 +128,3 @@ def choices(logits: Float[Tensor, "b k l w"], targets: Int[Tensor, "b k l"]) -> 
         predicted.append(row[keep].tolist())
         wanted.append(target[keep].tolist())
     return predicted, wanted
-
-
-@torch.no_grad()
-def blind(images: Tensor, fill: float) -> Tensor:
-    """Images with nothing on them, of the brightness that normalisation takes for none."""
-    return torch.full_like(images, round(255 * fill))

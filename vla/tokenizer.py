@@ -63,9 +63,11 @@ class InstructionEncoder:
 
 
 IMAGE = "<image>"
+LOCATIONS = 96
+"""Location tokens along an image edge; what writes the texts (`envs.questions`) has the same number."""
 
 
-def subword_tokenizer(corpus: Iterable[str], *, size: int = 640, locations: int = 96) -> PreTrainedTokenizerBase:
+def subword_tokenizer(corpus: Iterable[str], *, size: int = 640, locations: int = LOCATIONS) -> PreTrainedTokenizerBase:
     """A lower-case byte-level BPE tokenizer with location tokens, as a Hugging Face fast tokenizer.
 
     Frequent words of `corpus` are single tokens; any other text is spelt, so nothing is unknown. Tokens 0 and 1 are the

@@ -19,7 +19,7 @@ from ..datasets.statistics import Statistics, compute_statistics
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, SpecMismatchError, StoreError
 from ..spec import Observation
-from .checkpoint import Golden, load_checkpoint, make_golden, save_checkpoint, unshared
+from .checkpoint import Golden, load_checkpoint, make_golden, resolved_backbone, save_checkpoint, unshared
 from .ground import Grounding, ground
 from .loop import Optimization, TrainLoop
 from .model import VLAModel, tool_pose
@@ -219,7 +219,7 @@ def _on_pretrained(recipe: Recipe, data: EpisodeStore, given: Pretrained, path: 
             f"pretrained model {path} was trained for {given.cameras} cameras and the tool's pose at "
             f"{given.encoder.body} of the state; store {data.path} has {len(data.embodiment.cameras)} and {pose}"
         )
-    recipe = replace(recipe, backbone=given.resolved_backbone(), points=True)
+    recipe = replace(recipe, backbone=resolved_backbone(given.recipe, given.encoder), points=True)
     model = recipe.build({data.embodiment.name: data.embodiment}, given.tokenizer, seed=seed)
     model.encoder = given.encoder
     return model

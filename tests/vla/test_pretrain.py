@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from brachium.errors import CheckpointError, ConfigError, DecodeError, NotFoundError, SpecMismatchError, StoreError
 from brachium.vla.checkpoint import load_checkpoint
 from brachium.vla.loop import Optimization
-from brachium.vla.pretrain import Seeing, corpus_of, pretrain
+from brachium.vla.pretrain import Seeing, pretrain
+from brachium.vla.pretrain_data import corpus_of
 from brachium.vla.pretrained import Pretrained
 from brachium.vla.questions import (
     IGNORE,
@@ -260,6 +261,10 @@ def test_stores_that_cannot_be_used(asked, scenes, tmp_path):
             seeing=Seeing(),
             out=str(tmp_path / "o"),
         )
+    for wrong in ({"points": False}, {"backbone": {"_target_": "x", "source": "somewhere"}}):
+        with pytest.raises(ConfigError, match="makes a new model that points"):
+            run(asked, tmp_path / "o", model=replace(make_recipe(points=True), **wrong))
+    assert not (tmp_path / "o").exists()
     other = record_scenes(tmp_path / "other", range(8), spec=make_embodiment(cameras=("front",)), questions=True)
     with pytest.raises(SpecMismatchError, match="cannot train one model"):
         run(asked, tmp_path / "o", tests={"other": str(other.path)})
