@@ -13,46 +13,176 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..sim.scene import OBJECT_KINDS, Item
+from ..sim.scene import COLORS, OBJECT_KINDS, Item
 from .language import HELD_OUT_PAIRS
 
 LOCATIONS = 96
 """Location tokens along an image edge."""
 SEEN = 8
 """Pixels of a thing that must be visible before it is asked about."""
+MOST = 4
+"""Things at most that are counted or listed with their places."""
 APART = 0.06
 """Difference in image coordinates from which on one thing counts as left of, or nearer than, another."""
 
 ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "color": (("what color is the {a}?", "which color does the {a} have?"), ("the {a} is of what color?",)),
-    "color_at": (("what color is the thing at {at}?",), ("at {at} there is a thing of what color?",)),
-    "shape": (("what is the {a} thing?", "which shape is the {a} thing?"), ("the {a} thing is what?",)),
-    "name_at": (("what is at {at}?",), ("which thing is at {at}?",)),
-    "count": (("how many {a}s are there?", "count the {a}s."), ("what is the number of {a}s?",)),
+    "color": (
+        (
+            "what color is the {a}?",
+            "which color does the {a} have?",
+            "what is the color of the {a}?",
+            "name the color of the {a}.",
+            "the {a} has which color?",
+        ),
+        ("the {a} is of what color?", "which is the color of the {a}?"),
+    ),
+    "color_at": (
+        (
+            "what color is the thing at {at}?",
+            "which color does the thing at {at} have?",
+            "name the color of the thing at {at}.",
+            "at {at} there is which color?",
+        ),
+        ("what is the color of the thing at {at}?", "the thing at {at} has which color?"),
+    ),
+    "shape": (
+        (
+            "what is the {a} thing?",
+            "which shape is the {a} thing?",
+            "what kind of thing is {a}?",
+            "name the shape of the {a} thing.",
+            "the {a} thing is of which kind?",
+        ),
+        ("the {a} thing is what?", "what is the shape of the {a} thing?"),
+    ),
+    "name_at": (
+        (
+            "what is at {at}?",
+            "which thing lies at {at}?",
+            "name the thing at {at}.",
+            "the thing at {at} is what?",
+        ),
+        ("which thing is at {at}?", "what is the thing at {at}?"),
+    ),
+    "exists": (
+        (
+            "is there a {a}?",
+            "can you see a {a}?",
+            "does a {a} lie on the table?",
+            "is a {a} on the table?",
+        ),
+        ("do you see a {a}?", "is there a {a} on the table?"),
+    ),
+    "count": (
+        (
+            "how many {a}s are there?",
+            "count the {a}s.",
+            "what is the count of {a}s?",
+            "how many {a}s can you see?",
+            "how many {a}s lie on the table?",
+        ),
+        ("what is the number of {a}s?", "how many {a}s are on the table?"),
+    ),
     "left": (
-        ("is the {a} left of the {b}?", "is the {a} to the left of the {b}?"),
-        ("does the {a} lie left of the {b}?",),
+        (
+            "is the {a} left of the {b}?",
+            "is the {a} to the left of the {b}?",
+            "does the {a} stand left of the {b}?",
+            "is the {a} standing left of the {b}?",
+        ),
+        ("does the {a} lie left of the {b}?", "does the {a} stand to the left of the {b}?"),
     ),
     "right": (
-        ("is the {a} right of the {b}?", "is the {a} to the right of the {b}?"),
-        ("does the {a} lie right of the {b}?",),
+        (
+            "is the {a} right of the {b}?",
+            "is the {a} to the right of the {b}?",
+            "does the {a} stand right of the {b}?",
+            "is the {a} standing right of the {b}?",
+        ),
+        ("does the {a} lie right of the {b}?", "does the {a} stand to the right of the {b}?"),
     ),
-    "nearer": (("is the {a} nearer to the robot than the {b}?",), ("is the {b} farther from the robot than the {a}?",)),
-    "holding": (("is the gripper holding something?",), ("does the gripper hold a thing?",)),
-    "held": (("what is the gripper holding?",), ("which thing does the gripper hold?",)),
-    "drawer": (("is the drawer open?",), ("is the drawer pulled open?",)),
+    "nearer": (
+        (
+            "is the {a} nearer to the robot than the {b}?",
+            "is the {a} closer to the robot than the {b}?",
+            "does the {a} stand nearer to the robot than the {b}?",
+        ),
+        ("does the {a} lie nearer to the robot than the {b}?", "does the {a} stand closer to the robot than the {b}?"),
+    ),
+    "leftmost": (
+        ("what is the leftmost thing?", "which thing is leftmost?", "name the leftmost thing."),
+        ("the leftmost thing is what?", "which is the leftmost thing?"),
+    ),
+    "rightmost": (
+        ("what is the rightmost thing?", "which thing is rightmost?", "name the rightmost thing."),
+        ("the rightmost thing is what?", "which is the rightmost thing?"),
+    ),
+    "holding": (
+        (
+            "is the gripper holding something?",
+            "is something in the gripper?",
+            "does the gripper hold something?",
+            "is there a thing in the gripper?",
+        ),
+        ("does the gripper hold a thing?", "is there something in the gripper?"),
+    ),
+    "held": (
+        ("what is the gripper holding?", "what is in the gripper?", "name the thing in the gripper."),
+        ("which thing does the gripper hold?", "which thing is in the gripper?"),
+    ),
+    "drawer": (
+        ("is the drawer open?", "does the drawer stand open?", "has the drawer been opened?"),
+        ("is the drawer pulled open?", "has the drawer been pulled open?"),
+    ),
     "point": (
-        ("where is the {a} in the {view} view?", "point to the {a} in the {view} view."),
-        ("locate the {a} in the {view} view.",),
+        (
+            "where is the {a} in the {view} view?",
+            "point to the {a} in the {view} view.",
+            "the {a} is where in the {view} view?",
+            "find the {a} in the {view} view.",
+        ),
+        ("locate the {a} in the {view} view.", "where in the {view} view is the {a}?"),
     ),
-    "box": (("box of the {a} in the {view} view?",), ("give the box of the {a} in the {view} view.",)),
+    "box": (
+        (
+            "box of the {a} in the {view} view?",
+            "box the {a} in the {view} view.",
+            "what is the box of the {a} in the {view} view?",
+        ),
+        ("give the box of the {a} in the {view} view.", "where is the box of the {a} in the {view} view?"),
+    ),
+    "detect": (
+        (
+            "where are the {a}s in the {view} view?",
+            "find all {a}s in the {view} view.",
+            "point to all {a}s in the {view} view.",
+        ),
+        ("point to the {a}s in the {view} view.", "find the {a}s in the {view} view."),
+    ),
     "match": (
-        ("{at} in the front view is where in the wrist view?",),
-        ("where in the wrist view is {at} of the front view?",),
+        (
+            "{at} in the front view is where in the wrist view?",
+            "find {at} of the front view in the wrist view.",
+            "what is at {at} in the front view is where in the wrist view?",
+        ),
+        ("where in the wrist view is {at} of the front view?", "{at} of the front view is where in the wrist view?"),
     ),
-    "place": (("where on the table is the {a}?",), ("the {a} is where on the table?",)),
-    "gripper": (("where is the gripper?",), ("what is the position of the gripper?",)),
-    "caption": (("what is on the table?", "describe the table."), ("which things are on the table?",)),
+    "place": (
+        (
+            "where on the table is the {a}?",
+            "on which part of the table is the {a}?",
+            "which part of the table has the {a}?",
+        ),
+        ("the {a} is where on the table?", "the {a} is on which part of the table?"),
+    ),
+    "gripper": (
+        ("where is the gripper?", "what is the place of the gripper?", "at which place is the gripper?"),
+        ("what is the position of the gripper?", "the gripper is at which place?"),
+    ),
+    "caption": (
+        ("what is on the table?", "describe the table.", "name the things on the table.", "what lies on the table?"),
+        ("which things are on the table?", "name what is on the table."),
+    ),
 }
 """Kind of question -> (wordings of training, held-out wordings)."""
 
@@ -94,6 +224,25 @@ class Question:
 def location(u: float, v: float) -> str:
     """Two location tokens, y before x, of image coordinates in 0..1."""
     return "".join(f"<loc{int(np.clip(x * LOCATIONS, 0, LOCATIONS - 1)):02d}>" for x in (v, u))
+
+
+NOTHING = 255
+"""Index of no thing, in a cover."""
+
+
+def cover(mask: np.ndarray, cell: int) -> np.ndarray:
+    """Index of the thing that covers most of each cell of `cell` x `cell` pixels, row by row: uint8 (cells,).
+
+    `NOTHING` where no thing covers a quarter of the cell.
+    """
+    height, width = mask.shape
+    cells = mask.reshape(height // cell, cell, width // cell, cell).swapaxes(1, 2).reshape(-1, cell * cell)
+    count = int(mask.max()) + 1
+    if count <= 0:
+        return np.full(len(cells), NOTHING, np.uint8)
+    shares = (cells[:, :, None] == np.arange(count)).sum(1)
+    best = shares.argmax(1)
+    return np.where(shares.max(1) * 4 >= cell * cell, best, NOTHING).astype(np.uint8)
 
 
 def visible_boxes(mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,12 +333,27 @@ class Asker:
         found = self._at()
         return None if found is None else ({"at": found[1]}, self.facts.items[found[0]].name)
 
+    def _exists(self) -> tuple[dict[str, str], str] | None:
+        """Things that are not there differ from one that is by colour or by kind, where the split has such a name."""
+        k = self._pick([k for k in self.named if self.facts.items[k].kind in OBJECT_KINDS])
+        if k is None:
+            return None
+        there = {item.name for item in self.facts.items}
+        if self.rng.random() < 0.5:
+            return {"a": self.facts.items[k].name}, "yes"
+        color, kind = self.facts.items[k].name.split(" ")
+        near = [(color, other) for other in OBJECT_KINDS] + [(other, kind) for other in COLORS]
+        options = [c for c in near if (c in HELD_OUT_PAIRS) == (self.split == "pair") and " ".join(c) not in there]
+        if not options:
+            return None
+        return {"a": " ".join(options[int(self.rng.integers(len(options)))])}, "no"
+
     def _count(self) -> tuple[dict[str, str], str] | None:
         if self.split == "pair" or any(self.facts.pixels[self.front] < SEEN):
             return None  # what cannot be seen cannot be counted
         kinds = [item.kind for item in self.facts.items]
         counts = {kind: kinds.count(kind) for kind in (*OBJECT_KINDS, "bowl", "zone")}
-        wanted = self._pick(sorted({n for n in counts.values() if n <= 4}))
+        wanted = self._pick(sorted({n for n in counts.values() if n <= MOST}))
         if wanted == 0 and self.rng.random() < 0.7:  # every scene lacks something
             return None
         asked = [kind for kind, n in counts.items() if n == wanted]
@@ -226,6 +390,21 @@ class Asker:
 
     def _nearer(self) -> tuple[dict[str, str], str] | None:
         return self._relation(1, 1.0)  # the front camera looks at the robot: what is near it is high in the image
+
+    def _outermost(self, sign: float) -> tuple[dict[str, str], str] | None:
+        if not self.named or len(self.seen) != len(self.facts.items):
+            return None  # what is hidden might lie farther out
+        along = sign * self.facts.points[self.front][:, 0]
+        first, *others = np.argsort(along)
+        if first not in self.named or (others and along[others[0]] - along[first] < APART / 2):
+            return None
+        return {}, self.facts.items[first].name
+
+    def _leftmost(self) -> tuple[dict[str, str], str] | None:
+        return self._outermost(1.0)
+
+    def _rightmost(self) -> tuple[dict[str, str], str] | None:
+        return self._outermost(-1.0)
 
     def _holding(self) -> tuple[dict[str, str], str] | None:
         if self.facts.held is None and self.rng.random() < 2 / 3:  # a quarter of the scenes hold something
@@ -269,6 +448,20 @@ class Asker:
             return None
         u0, v0, u1, v1 = self.facts.boxes[camera][k]
         return {"a": self.facts.items[k].name, "view": camera}, location(u0, v0) + location(u1, v1)
+
+    def _detect(self) -> tuple[dict[str, str], str] | None:
+        """All things of a kind, from left to right, each with its place and colour."""
+        camera = self._view()
+        shown = [k for k in range(len(self.facts.items)) if self._shown(k, camera)]
+        clear = [k for k in shown if k in self.named and self.facts.items[k].kind != "drawer"]
+        kind = self._one_of(sorted({self.facts.items[k].kind for k in clear}))
+        alike = [k for k in shown if self.facts.items[k].kind == kind]
+        if kind is None or len(alike) > MOST or any(k not in clear for k in alike):
+            return None
+        places = self.facts.points[camera]
+        alike.sort(key=lambda k: float(places[k, 0]))
+        found = [f"{location(*places[k, :2])} {self.facts.items[k].name.split(' ')[0]}" for k in alike]
+        return {"a": kind, "view": camera}, ", ".join(found)
 
     def _match(self) -> tuple[dict[str, str], str] | None:
         if len(self.facts.pixels) < 2:

@@ -20,7 +20,7 @@ from ..sim.simulation import Simulation
 from ..spec import FeatureSpec
 from .demonstrations import RecordedEpisode, Step
 from .language import CLOSE_DRAWER, HELD_OUT_PAIRS, OPEN_DRAWER, PLACE, PUSH, REACH, SPLITS, STACK, Phrasings
-from .questions import Asker, Facts, Question, visible_boxes
+from .questions import Asker, Facts, Question, cover, visible_boxes
 from .tasks.base import Episode, make_item, place_apart, sample_colors, sample_tool
 
 MAX_ITEMS = 8
@@ -45,16 +45,20 @@ class LabelledScene:
         objects: float32 (MAX_ITEMS, 3 + 3 n), as `objects_feature` says.
         pixels: float32 (MAX_ITEMS, n), how many pixels of each camera show each item; NaN beyond the last, and
             everywhere without questions.
+        cover: uint8 (n, cells), which item covers each cell of each camera's image, as `cover_feature` says.
         sentences: Each a text and its roles: ``{"text": str, "roles": {"object": k, "goal": k}}``.
         questions: Questions and answers.
+        names: Of the items.
     """
 
     images: dict[str, np.ndarray]
     state: np.ndarray
     objects: np.ndarray
     pixels: np.ndarray
+    cover: np.ndarray
     sentences: tuple[dict[str, Any], ...]
     questions: tuple[Question, ...]
+    names: tuple[str, ...]
 
 
 class TableSampler(Protocol):
@@ -67,6 +71,15 @@ class TableSampler(Protocol):
 def pixels_feature(cameras: tuple[str, ...]) -> FeatureSpec:
     """Spec of the second label: pixels that show each item, a column a camera, NaN beyond the last item."""
     return FeatureSpec(name="pixels", shape=(MAX_ITEMS, len(cameras)))
+
+
+CELL = 4
+"""Edge of a cell of the third label [px]."""
+
+
+def cover_feature(cameras: tuple[str, ...], image_size: int) -> FeatureSpec:
+    """Spec of the third label: which item covers each cell of `CELL` pixels, row by row; 255 for none."""
+    return FeatureSpec(name="cover", shape=(len(cameras), (image_size // CELL) ** 2), dtype="uint8")
 
 
 class SceneSampler:
@@ -97,6 +110,8 @@ class SceneSampler:
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
+        if questions and embodiment.image_size % CELL:
+            raise ConfigError(f"expected images of a multiple of {CELL} px to ask about, got {embodiment.image_size}")
         self.tasks, self.embodiment = tuple(tasks), embodiment
         self.randomization = randomization or DomainRandomization()
         self.sentences, self.poses, self.held, self.questions, self.split = sentences, poses, held, questions, split
@@ -105,9 +120,10 @@ class SceneSampler:
         self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
 
     def _labels(self) -> tuple[FeatureSpec, ...]:
-        """Positions always; visible pixels, which cost another rendering, where questions are asked."""
-        objects = objects_feature(self.embodiment.cameras)
-        return (objects, pixels_feature(self.embodiment.cameras)) if self.questions else (objects,)
+        """Positions always; what is seen of things, which costs another rendering, where questions are asked."""
+        cameras = self.embodiment.cameras
+        seen = (pixels_feature(cameras), cover_feature(cameras, self.embodiment.image_size))
+        return (objects_feature(cameras), *(seen if self.questions else ()))
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """The scenes of one table as episodes of one step each, the action zero, the sentences in ``meta``."""
@@ -120,6 +136,7 @@ class SceneSampler:
                     "seed": seed,
                     "task": self.name,
                     "sentences": list(scene.sentences),
+                    "names": list(scene.names),
                     "questions": [asdict(question) for question in scene.questions],
                 },
                 steps=[Step(scene.images, scene.state, action, {f.name: getattr(scene, f.name) for f in labels})],
@@ -141,9 +158,13 @@ class SceneSampler:
             objects[: len(names)] = self.sim.project(names)
             texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
             pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
+            size = self.embodiment.image_size
+            covered = np.zeros(cover_feature(self.embodiment.cameras, size).shape, np.uint8)
             asked: list[Question] = []
             if self.questions:
-                masks = {name: visible_boxes(mask, len(names)) for name, mask in self.sim.masks().items()}
+                shown = self.sim.masks()
+                masks = {name: visible_boxes(mask, len(names)) for name, mask in shown.items()}
+                covered = np.stack([cover(mask, CELL) for mask in shown.values()])
                 pixels[: len(names)] = np.stack([found for found, _ in masks.values()], axis=1)
                 own = np.random.default_rng([seed, pose, 0xA5C])  # questions have no say in what is drawn next
                 asked = Asker(self._facts(scene, objects, masks, held), self.split, own).draw(self.questions)
@@ -153,8 +174,10 @@ class SceneSampler:
                     state=self.sim.state,
                     objects=objects,
                     pixels=pixels,
+                    cover=covered,
                     sentences=texts,
                     questions=tuple(asked),
+                    names=names,
                 )
             )
         return scenes

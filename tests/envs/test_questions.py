@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from brachium.envs.language import HELD_OUT_PAIRS
-from brachium.envs.questions import ASKS, LOCATIONS, location, place_words, visible_boxes
+from brachium.envs.questions import ASKS, LOCATIONS, NOTHING, cover, location, place_words, visible_boxes
 from brachium.envs.scenes import Clutter, SceneSampler
 from brachium.envs.tasks.drawer import Drawer
 from brachium.envs.tasks.place import Place
 from brachium.errors import ConfigError
+from brachium.sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS
 
 TABLES = (Place(), Drawer(), Clutter(), Clutter())
 
@@ -59,6 +60,12 @@ def test_colors_shapes_and_counts_are_those_of_the_scene(asked):
             order = q.answer.split(", ")
             assert sorted(order) == sorted(names)
             assert np.all(np.diff([where(scene, names, name)[0] for name in order]) >= 0)
+        elif q.kind in ("leftmost", "rightmost"):
+            along = [where(scene, names, name)[0] for name in names]
+            assert q.answer == names[int(np.argmin(along) if q.kind == "leftmost" else np.argmax(along))]
+        elif q.kind == "exists":
+            (k,) = [k for k, word in enumerate(words) if word in COLORS]
+            assert (" ".join(words[k : k + 2]) in names) == (q.answer == "yes")
 
 
 def test_relations_are_those_of_the_front_view(asked):
@@ -91,6 +98,14 @@ def test_location_tokens_lie_where_the_thing_is(asked):
                 top, left, bottom, right = found
                 assert top <= bottom
                 assert left <= right
+        elif q.kind == "detect":
+            view = 0 if " front " in q.question else 1
+            kind = next(word[:-1] for word in q.question.split() if word[:-1] in (*OBJECT_KINDS, *FIXED_KINDS))
+            places = [[int(t) for t in re.findall(r"<loc(\d\d)>", part)] for part in q.answer.split(", ")]
+            colors = [part.split(">")[-1].strip() for part in q.answer.split(", ")]
+            assert [u for _, u in places] == sorted(u for _, u in places)
+            for (v, u), color in zip(places, colors):
+                assert np.abs(where(scene, names, f"{color} {kind}", view) * LOCATIONS - (u, v)).max() <= 1.0
         elif q.kind == "name_at":
             v, u = read(q.question)
             assert np.abs(where(scene, names, q.answer) * LOCATIONS - (u, v)).max() <= 1.0
@@ -101,7 +116,7 @@ def test_answers_say_little_by_themselves(asked):
     answers = defaultdict(Counter)
     for _, _, q in asked["train"]:
         answers[q.kind][q.answer] += 1
-    for kind, most in {"left": 0.6, "right": 0.6, "nearer": 0.6, "color": 0.35, "color_at": 0.35, "count": 0.5}.items():
+    for kind, most in {"left": 0.6, "right": 0.6, "nearer": 0.6, "color": 0.35, "color_at": 0.35, "count": 0.5, "exists": 0.65}.items():
         assert max(answers[kind].values()) / answers[kind].total() < most, (kind, answers[kind])
     assert 0.25 < answers["holding"]["yes"] / answers["holding"].total() < 0.75
 
@@ -160,3 +175,25 @@ def test_small_parts():
 def test_an_unknown_split(make_arm):
     with pytest.raises(ConfigError, match="unknown split 'pairs'"):
         sampler(make_arm, "pairs")
+
+
+def test_a_cover_names_what_covers_most_of_a_cell():
+    mask = np.full((8, 12), -1)
+    mask[:4, :4] = 2
+    mask[0, 0] = 0
+    mask[4:6, 5:7] = 1  # a quarter of the second cell of the second row
+    mask[4, 8:11] = 3  # less than a quarter of the third
+    assert cover(mask, 4).tolist() == [2, NOTHING, NOTHING, NOTHING, 1, NOTHING]
+    assert cover(np.full((4, 4), -1), 4).tolist() == [NOTHING]
+
+
+def test_covers_lie_where_things_are(asked):
+    for scene, names, _ in asked["train"][::40]:
+        side = int(scene.cover.shape[1] ** 0.5)
+        front = scene.cover[0].reshape(side, side)
+        assert set(np.unique(front)) <= {*range(len(names)), NOTHING}
+        for k in np.unique(front[front != NOTHING]):
+            rows, columns = np.nonzero(front == k)
+            middle = (np.array([columns.mean(), rows.mean()]) + 0.5) / side
+            reach = 0.35 if names[k] == "drawer" else 0.12
+            assert np.abs(middle - scene.objects[k, 3:5]).max() < reach
