@@ -128,7 +128,7 @@ def resolved_backbone(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     backbone: Any = encoder.backbone
     if not hasattr(backbone, "resolved_config"):
         return dict(recipe.backbone)
-    return {**recipe.backbone, "source": None, "config": {**backbone.resolved_config(), "_resolved": True}}
+    return {**recipe.backbone, "path": None, "config": {**backbone.resolved_config(), "_resolved": True}}
 
 
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class Encoder(nn.Module):
 def build_encoder(
     recipe: Recipe, *, vocab_size: int, pad_id: int, cameras: int, body: tuple[int, ...] | None
 ) -> Encoder:
-    """The encoder that a recipe describes; its backbone is fresh, or pretrained where it names a source."""
+    """The encoder that a recipe describes; its backbone is fresh, or pretrained where it names a path."""
     backbone = instantiate(recipe.backbone, vocab_size=vocab_size, readouts=1 + len(ROLES))
     return Encoder(backbone=backbone, body=body, cameras=cameras, vocab_size=vocab_size, pad_id=pad_id)
 

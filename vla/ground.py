@@ -147,7 +147,7 @@ def ground(model: VLAModel, options: Grounding, folder: Path, *, resume: bool) -
     data = SceneData(EpisodeStore.open(options.store), model.instructions, options, device)
     if encoder.point_readout is None:
         raise StoreError("grounding needs a model that points: set model.points=true or grounding=null")
-    if not model.recipe.backbone.get("source"):  # a pretrained backbone keeps the pixels it was trained with
+    if not model.recipe.backbone.get("path"):  # a pretrained backbone keeps the pixels it was trained with
         sample = data.batch(data.train[:: max(1, len(data.train) // 256)], None)
         encoder.backbone.fit_pixels(sample.images)
     positions = torch.from_numpy(data.objects[data.train, :, :3]).flatten(0, -2)

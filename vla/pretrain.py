@@ -98,10 +98,10 @@ def pretrain(
     begin = time.monotonic()
     if not stores:
         raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
-    if not model.points or model.backbone.get("source"):
+    if not model.points or model.backbone.get("path"):
         raise ConfigError(
-            "pretraining makes a new model that points: expected model.points=true and a backbone without source, got "
-            f"points={model.points} and source={model.backbone.get('source')}. Type model=nano"
+            "pretraining makes a new model that points: expected model.points=true and a backbone without path, got "
+            f"points={model.points} and path={model.backbone.get('path')}. Type model=nano"
         )
     opened = [EpisodeStore.open(path) for path in stores]
     others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}

@@ -24,6 +24,7 @@ from .checkpoint import unshared
 from .encoder import Encoder, build_encoder
 from .questions import QuestionEncoder, location_tokens
 from .recipe import Recipe
+from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,8 +114,6 @@ class Pretrained:
             NotFoundError: No such folder.
             CheckpointError: Incomplete, damaged, or of another format.
         """
-        from transformers import AutoTokenizer
-
         path = find_pretrained(path)
         missing = [name for name in FILES if not (path / name).exists()]
         if missing:
@@ -128,9 +127,15 @@ class Pretrained:
             rest = load_file(path / "pointing.safetensors")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = load_tokenizer(str(path))
+        lacking = [name for name in ("pad", "bos", "eos") if getattr(tokenizer, f"{name}_token_id") is None]
+        if lacking or not location_tokens(tokenizer):
+            raise CheckpointError(
+                f"{path}: expected a tokenizer with padding, begin, end and location tokens, got one without "
+                f"{lacking or '<loc00>'}"
+            )
         node = {k: v for k, v in recipe.backbone.items() if k != "config"}
-        loaded = replace(recipe, backbone={**node, "source": str(path)})
+        loaded = replace(recipe, backbone={**node, "path": str(path)})
         encoder = build_encoder(
             loaded, vocab_size=len(tokenizer), pad_id=int(tokenizer.pad_token_id), cameras=cameras, body=body
         )

@@ -77,7 +77,7 @@ class Recipe:
     def build(
         self, embodiments: Mapping[str, EmbodimentSpec], tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
     ) -> VLAModel:
-        """Make the model with random weights (and pretrained ones where the backbone names a source)."""
+        """Make the model with random weights (and pretrained ones where the backbone names a path)."""
         import torch
 
         from .model import VLAModel

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import CheckpointError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +37,26 @@ def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, bos_token=BEGIN, eos_token=END
     )
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or hub name, which must be able to pad.
+
+    Raises:
+        CheckpointError: None there, or it has neither a padding nor an end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"cannot load a tokenizer from {path!r}: {error}\n"
+            "Expected tokenizer.json or the files of its kind beside the model, or a hub name that can be reached."
+        ) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{path}: expected a tokenizer with a padding or end token, got one with neither")
+    return tokenizer
 
 
 class InstructionEncoder:

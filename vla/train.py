@@ -26,7 +26,7 @@ from .model import VLAModel, tool_pose
 from .policy_data import PolicyBatch, PolicyData, cached_encodings, encoding_key, episode_key
 from .pretrained import Pretrained, is_pretrained
 from .recipe import Recipe
-from .tokenizer import word_tokenizer
+from .tokenizer import load_tokenizer, word_tokenizer
 
 GOLDEN_FRAMES = 4
 EVALUATED_WINDOWS, EVALUATED_AT_ONCE = 512, 128
@@ -190,16 +190,17 @@ def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, enco
         model = recipe.build(embodiments, source.tokenizer, seed=seed)
         model.encoder = source.encoder
         return model
+    path = recipe.backbone.get("path")
+    if recipe.points and grounding is None and path:
+        log(f"nothing to ground {path} on: the head reads its tokens (model.points=false)")
+        recipe = replace(recipe, points=False)
     if recipe.points and grounding is None:
         raise ConfigError(
             "a model that points must be grounded first: give grounding.store=SCENES (brachium record env=scenes), "
             "or encoder=CHECKPOINT, or set model.points=false"
         )
-    source_name = recipe.backbone.get("source")
-    if source_name:
-        from transformers import AutoTokenizer
-
-        return recipe.build(embodiments, AutoTokenizer.from_pretrained(source_name), seed=seed)
+    if path:
+        return recipe.build(embodiments, load_tokenizer(str(path)), seed=seed)
     corpus = [episode.instruction for episode in data.episodes]
     if grounding is not None:
         for episode in EpisodeStore.open(grounding.store).episodes:
@@ -278,7 +279,7 @@ def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool
 
 def _fit_pixels(vla: VLAModel, data: EpisodeStore, episodes: list[int]) -> None:
     """Pixel statistics from the demonstrations, for a backbone trained from scratch without grounding."""
-    if vla.recipe.backbone.get("source"):
+    if vla.recipe.backbone.get("path"):
         return
     frames = data.episode_frames(episodes)
     frames = frames[:: max(1, len(frames) // 256)]

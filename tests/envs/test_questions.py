@@ -116,7 +116,15 @@ def test_answers_say_little_by_themselves(asked):
     answers = defaultdict(Counter)
     for _, _, q in asked["train"]:
         answers[q.kind][q.answer] += 1
-    for kind, most in {"left": 0.6, "right": 0.6, "nearer": 0.6, "color": 0.35, "color_at": 0.35, "count": 0.5, "exists": 0.65}.items():
+    for kind, most in {
+        "left": 0.6,
+        "right": 0.6,
+        "nearer": 0.6,
+        "color": 0.35,
+        "color_at": 0.35,
+        "count": 0.5,
+        "exists": 0.65,
+    }.items():
         assert max(answers[kind].values()) / answers[kind].total() < most, (kind, answers[kind])
     assert 0.25 < answers["holding"]["yes"] / answers["holding"].total() < 0.75
 

@@ -47,7 +47,7 @@ def vlm_config(model_type="smolvlm", **text):
 
 
 def backbone_node(**options):
-    return {"_target_": "brachium.vla.backbones.smolvlm.SmolVLMBackbone", "config": vlm_config(), **options}
+    return {"_target_": "brachium.vla.backbones.hf.HFBackbone", "config": vlm_config(), **options}
 
 
 def make_recipe(head="flow", *, points=False, **options):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from brachium.errors import CheckpointError, ConfigError
-from brachium.vla.backbones.smolvlm import SmolVLMBackbone, shared_prefix_mask
+from brachium.vla.backbones.hf import HFBackbone, shared_prefix_mask
 
 from .conftest import SIZE, WIDTH, vlm_config
 
@@ -19,7 +19,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 def make(model_type="smolvlm", seed=0, **options):
     torch.manual_seed(seed)
-    return SmolVLMBackbone(config=vlm_config(model_type), vocab_size=VOCABULARY, **options).eval()
+    return HFBackbone(config=vlm_config(model_type), vocab_size=VOCABULARY, **options).eval()
 
 
 @pytest.fixture(scope="module", params=["smolvlm", "idefics3"])
@@ -120,7 +120,8 @@ def test_the_mask_by_its_rule(data):
     prefix, readouts = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     real = torch.tensor(data.draw(st.lists(st.booleans(), min_size=b * k * length, max_size=b * k * length)))
     real = real.reshape(b, k, length)
-    mask, positions = shared_prefix_mask(prefix, real, readouts)
+    two_way = data.draw(st.booleans())
+    mask, steps = shared_prefix_mask(prefix, real, readouts, two_way=two_way)
     each = length + readouts
     total = prefix + k * each
     assert mask.shape == (b, 1, total, total)
@@ -135,17 +136,14 @@ def test_the_mask_by_its_rule(data):
 
         for q in range(total):
             text, inner, valid = place(q)
-            if valid:
-                before = (
-                    inner if text is None else prefix + sum(place(prefix + text * each + j)[2] for j in range(inner))
-                )
-                assert positions[i, q] == before
+            if valid and text is not None:
+                assert steps[i, q - prefix] == sum(place(prefix + text * each + j)[2] for j in range(inner))
             for seen in range(total):
                 other, other_inner, other_valid = place(seen)
                 if seen == q:
                     expected = True
                 elif text is None:
-                    expected = other is None and other_inner < inner
+                    expected = other is None and (two_way or other_inner < inner)
                 elif other is None:
                     expected = True
                 else:
@@ -169,7 +167,7 @@ def test_a_saved_model_loads_as_it_was(backbone, tmp_path, dtype):
     for parameter in backbone.parameters():
         parameter.copy_(parameter.to(dtype).float())
     copy.deepcopy(backbone.vlm).to(dtype).save_pretrained(tmp_path)
-    loaded = SmolVLMBackbone(source=str(tmp_path)).eval()
+    loaded = HFBackbone(path=str(tmp_path)).eval()
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     loaded.readouts.copy_(backbone.readouts)
     inputs = make_inputs()
@@ -177,55 +175,38 @@ def test_a_saved_model_loads_as_it_was(backbone, tmp_path, dtype):
     for name in ("vision", "image", "text", "readout"):
         torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=0, atol=0)
     assert one.grid == two.grid
-    again = SmolVLMBackbone(config={**loaded.resolved_config(), "_resolved": True}, vocab_size=999).eval()
+    again = HFBackbone(config={**loaded.resolved_config(), "_resolved": True}, vocab_size=999).eval()
     again.load_state_dict(loaded.state_dict())
     torch.testing.assert_close(again(*inputs).readout, one.readout, rtol=0, atol=0)
 
 
 def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(CheckpointError, match="cannot load a backbone from"):
-        SmolVLMBackbone(source=str(tmp_path / "nothing"))
+        HFBackbone(path=str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="cannot load a backbone from"):
-        SmolVLMBackbone(source=str(tmp_path))
+        HFBackbone(path=str(tmp_path))
     llama = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
     AutoModelForCausalLM.from_config(llama).save_pretrained(tmp_path / "llama")
     with pytest.raises(CheckpointError, match="cannot load a backbone from"):
-        SmolVLMBackbone(source=str(tmp_path / "llama"))
-    with pytest.raises(ConfigError, match="either source"):
-        SmolVLMBackbone()
-    with pytest.raises(ConfigError, match="either source"):
-        SmolVLMBackbone(source="x", config={})
+        HFBackbone(path=str(tmp_path / "llama"))
+    with pytest.raises(ConfigError, match="either path"):
+        HFBackbone()
+    with pytest.raises(ConfigError, match="either path"):
+        HFBackbone(path="x", config={})
     with pytest.raises(ConfigError, match="model_type"):
-        SmolVLMBackbone(config={"scale_factor": 2})
+        HFBackbone(config={"scale_factor": 2})
     with pytest.raises(ConfigError, match="no model type 'smolvml'"):
-        SmolVLMBackbone(config={"model_type": "smolvml"})
+        HFBackbone(config={"model_type": "smolvml"})
 
 
-def test_a_model_of_another_family_is_refused():
-    config = {
-        "model_type": "paligemma",
-        "projection_dim": 16,
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 8,
-        },
-        "text_config": {
-            "model_type": "gemma",
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-        },
-    }
-    with pytest.raises(ConfigError, match="no SmolVLM-family model"):
-        SmolVLMBackbone(config=config, vocab_size=20)
+def test_a_model_of_an_unknown_family_is_refused():
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = {"model_type": "llava", "image_seq_length": 4, "text_config": text}
+    config["vision_config"] = {"model_type": "clip_vision_model", "image_size": 16, "patch_size": 8, **vision}
+    with pytest.raises(ConfigError, match=r"llava.*expected one of .*paligemma"):
+        HFBackbone(config=config, vocab_size=20)
 
 
 def test_damaged_or_missing_weights_are_refused(tmp_path):
@@ -237,10 +218,10 @@ def test_damaged_or_missing_weights_are_refused(tmp_path):
     gone = next(k for k in weights if "text_model" in k and "q_proj" in k)
     save_file({k: v for k, v in weights.items() if k != gone}, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 weights are missing.*q_proj"):
-        SmolVLMBackbone(source=str(tmp_path))
+        HFBackbone(path=str(tmp_path))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot load a backbone"):
-        SmolVLMBackbone(source=str(tmp_path))
+        HFBackbone(path=str(tmp_path))
 
 
 @torch.no_grad()

@@ -94,12 +94,12 @@ def test_saved_again_it_is_the_same(original, tmp_path):
 def test_a_pretrained_backbone_is_not_asked_for_again(tmp_path):
     source = tmp_path / "source"
     make_model().encoder.backbone.vlm.save_pretrained(source)
-    node = {"_target_": backbone_node()["_target_"], "source": str(source)}
+    node = {"_target_": backbone_node()["_target_"], "path": str(source)}
     model = make_model(make_recipe(backbone=node))
     path = save(tmp_path / "c", model)
     shutil.rmtree(source)
     loaded = load_checkpoint(path)
-    assert loaded.recipe.backbone["source"] is None
+    assert loaded.recipe.backbone["path"] is None
 
 
 @pytest.mark.parametrize("where", ["top", "text"])

@@ -261,7 +261,7 @@ def test_stores_that_cannot_be_used(asked, scenes, tmp_path):
             seeing=Seeing(),
             out=str(tmp_path / "o"),
         )
-    for wrong in ({"points": False}, {"backbone": {"_target_": "x", "source": "somewhere"}}):
+    for wrong in ({"points": False}, {"backbone": {"_target_": "x", "path": "somewhere"}}):
         with pytest.raises(ConfigError, match="makes a new model that points"):
             run(asked, tmp_path / "o", model=replace(make_recipe(points=True), **wrong))
     assert not (tmp_path / "o").exists()

@@ -1,9 +1,9 @@
-"""What a backbone gives: features of images and words, whatever the model behind them."""
+"""What a backbone gives, and what a family of vision-language models has to say for itself to become one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -53,3 +53,60 @@ class Backbone(Protocol):
         token_mask: Bool[torch.Tensor, "b k l"],
     ) -> BackboneFeatures:
         """Encode images and k texts about them; a text sees the images and itself, never the other texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a vision tower makes of i images.
+
+    Attributes:
+        patches: Features of every patch, row by row, (i, p, v).
+        tokens: Image tokens in the width of the language model, (i, m, d).
+        deep: More features of the same tokens, added to the states of the first layers, each (i, m, d).
+    """
+
+    patches: Float[torch.Tensor, "i p v"]
+    tokens: Float[torch.Tensor, "i m d"]
+    deep: tuple[Float[torch.Tensor, "i m d"], ...] = ()
+
+
+class VLMFamily(Protocol):
+    """How models of one family see, lay out and read.
+
+    Attributes:
+        model_types: Names of `transformers` for the models of the family.
+        pixels: Mean and standard deviation of each channel that the vision tower was trained with.
+        two_way: Whether image tokens see later ones too.
+        image_size: Edge of an image [px].
+        grid: Rows and columns of patches.
+        vision_width: Width of the patch features.
+    """
+
+    model_types: tuple[str, ...]
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]
+    two_way: bool
+    image_size: int
+    grid: tuple[int, int]
+    vision_width: int
+
+    def __init__(self, vlm: Any, image_size: int | None) -> None:
+        """Read the model's configuration."""
+
+    def look(self, pixels: Float[torch.Tensor, "i 3 side side"]) -> Seen:
+        """Patches and image tokens of normalised images."""
+
+    def prefix(self, tokens: Float[torch.Tensor, "b n m d"]) -> tuple[torch.Tensor, Bool[torch.Tensor, " p"]]:
+        """The sequence (b, p, d) of n images' tokens, and which of it are image tokens."""
+
+    def positions(self, cameras: int) -> tuple[Int[torch.Tensor, "x p"], int]:
+        """Positions of that sequence along each of the model's axes, and where what follows goes on."""
+
+    def read(
+        self,
+        embeddings: Float[torch.Tensor, "b q d"],
+        mask: Float[torch.Tensor, "b 1 q q"],
+        positions: Int[torch.Tensor, "x b q"],
+        visual: Bool[torch.Tensor, " p"],
+        deep: tuple[torch.Tensor, ...],
+    ) -> Float[torch.Tensor, "b q d"]:
+        """Last states of the language model; `mask` is additive, `visual` and `deep` are of the image tokens."""
