@@ -16,6 +16,11 @@ HELD_OUT_PAIRS = frozenset({("orange", "cube"), ("blue", "cylinder"), ("purple",
 """(colour, kind) of objects that training never names."""
 
 
+def may_name(name: str, split: str) -> bool:
+    """Whether texts of the split speak of a thing: of held-out pairs in ``pair``, and of all else in the others."""
+    return (tuple(name.split(" ")) in HELD_OUT_PAIRS) == (split == "pair")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phrasings:
     """Sentence templates of one task; ``{object}`` and ``{goal}`` are replaced by names."""
@@ -29,6 +34,11 @@ class Phrasings:
         return templates[int(rng.integers(len(templates)))].format(**roles)
 
 
+NAME = Phrasings(
+    train=("the {object}", "{object}", "find the {object}", "show me the {object}"),
+    paraphrase=("point to the {object}", "look for the {object}"),
+)
+"""No task: a thing by its name, for pointing at it."""
 REACH = Phrasings(
     train=(
         "reach the {object}",

@@ -8,13 +8,14 @@ sixth of the image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 
 import numpy as np
 
 from ..sim.scene import COLORS, OBJECT_KINDS, Item
-from .language import HELD_OUT_PAIRS
+from .language import HELD_OUT_PAIRS, may_name
 
 LOCATIONS = 96
 """Location tokens along an image edge."""
@@ -213,12 +214,63 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mention:
+    """Characters ``start`` to ``end`` of a text stand for ``things`` (indices) in the view of camera ``view``."""
+
+    start: int
+    end: int
+    things: tuple[int, ...]
+    view: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question and its answer; ``kind`` is a key of `ASKS`."""
+    """A question and its answer; ``kind`` is a key of `ASKS`.
+
+    Attributes:
+        kind: Kind of question.
+        question: Text.
+        answer: Text.
+        asked: What the words of the question stand for.
+        meant: What the words of the answer are about.
+    """
 
     kind: str
     question: str
     answer: str
+    asked: tuple[Mention, ...] = ()
+    meant: tuple[Mention, ...] = ()
+
+
+@dataclass(frozen=True)
+class Words:
+    """Some words, the things they are about, and the camera whose view they speak of."""
+
+    text: str
+    things: tuple[int, ...] = ()
+    view: int = 0
+
+
+Made = tuple[dict[str, Words], list[Words]] | None
+"""What fills the template of a question, and the parts of the answer; None where it cannot be asked of the scene."""
+
+
+def join(parts: Sequence[Words]) -> tuple[str, tuple[Mention, ...]]:
+    """Parts of a text as one, with where they stand."""
+    text, found = "", []
+    for part in parts:
+        if part.things:
+            found.append(Mention(start=len(text), end=len(text) + len(part.text), things=part.things, view=part.view))
+        text += part.text
+    return text, tuple(found)
+
+
+def fill(template: str, words: Mapping[str, Words]) -> list[Words]:
+    """The parts of a template with its fields filled in."""
+    parts = []
+    for plain, name, _, _ in Formatter().parse(template):
+        parts += [Words(plain), *([words[name]] if name else [])]
+    return parts
 
 
 def location(u: float, v: float) -> str:
@@ -270,14 +322,14 @@ class Asker:
 
     def __init__(self, facts: Facts, split: str, rng: np.random.Generator) -> None:
         self.facts, self.split, self.rng = facts, split, rng
-        self.front = next(iter(facts.pixels))
+        self.cameras = tuple(facts.pixels)
+        self.front = self.cameras[0]
         clear = [k for k in range(len(facts.items)) if facts.pixels[self.front][k] >= SEEN]
         self.seen = clear
         self.named = [k for k in clear if self._may_name(k)]
 
     def _may_name(self, k: int) -> bool:
-        pair = tuple(self.facts.items[k].name.split(" ")) in HELD_OUT_PAIRS
-        return pair if self.split == "pair" else not pair
+        return may_name(self.facts.items[k].name, self.split)
 
     def draw(self, count: int) -> list[Question]:
         """Up to `count` different questions, of kinds drawn evenly among those that can be asked."""
@@ -286,10 +338,11 @@ class Asker:
             kind = str(self.rng.choice(list(ASKS)))
             made = getattr(self, f"_{kind}")()
             if made is not None:
-                words, answer = made
                 wordings = ASKS[kind][self.split == "paraphrase"]
-                text = wordings[int(self.rng.integers(len(wordings)))].format(**words)
-                found.setdefault(text, Question(kind=kind, question=text, answer=answer))
+                text, asked = join(fill(wordings[int(self.rng.integers(len(wordings)))], made[0]))
+                answer, meant = join(made[1])
+                question = Question(kind=kind, question=text, answer=answer, asked=asked, meant=meant)
+                found.setdefault(text, question)
             if len(found) == count:
                 break
         return list(found.values())
@@ -297,58 +350,64 @@ class Asker:
     def _pick(self, options: Sequence[int]) -> int | None:
         return int(options[int(self.rng.integers(len(options)))]) if len(options) else None
 
-    def _about(self, word: int) -> tuple[str, str] | None:
-        """(colour, kind) of a nameable thing whose word (0 colour, 1 kind) no other thing has; answers drawn evenly."""
+    def _name(self, k: int, view: int = 0) -> Words:
+        return Words(self.facts.items[k].name, (k,), view)
+
+    def _about(self, word: int) -> Made:
+        """Ask for a word of a nameable thing (0 colour, 1 kind) whose other word no other thing has.
+
+        Answers are drawn evenly.
+        """
         names = [item.name.split(" ") for item in self.facts.items]
-        asked = [name[word] for name in names if len(name) == 2]
-        options = [k for k in self.named if len(names[k]) == 2 and asked.count(names[k][word]) == 1]
-        answer = self._one_of(sorted({names[k][1 - word] for k in options}))
-        k = self._pick([k for k in options if names[k][1 - word] == answer])
-        return None if k is None else (names[k][0], names[k][1])
+        other = 1 - word
+        asked = [name[other] for name in names if len(name) == 2]
+        options = [k for k in self.named if len(names[k]) == 2 and asked.count(names[k][other]) == 1]
+        answer = self._one_of(sorted({names[k][word] for k in options}))
+        k = self._pick([k for k in options if names[k][word] == answer])
+        return None if k is None else ({"a": Words(names[k][other], (k,))}, [Words(names[k][word], (k,))])
 
     def _one_of(self, options: Sequence[str]) -> str | None:
         return options[int(self.rng.integers(len(options)))] if options else None
 
-    def _color(self) -> tuple[dict[str, str], str] | None:
-        found = self._about(1)
-        return None if found is None else ({"a": found[1]}, found[0])
+    def _color(self) -> Made:
+        return self._about(0)
 
-    def _shape(self) -> tuple[dict[str, str], str] | None:
-        found = self._about(0)
-        return None if found is None else ({"a": found[0]}, found[1])
+    def _shape(self) -> Made:
+        return self._about(1)
 
-    def _at(self) -> tuple[int, str] | None:
-        inside = [k for k in self.named if self._shown(k, self.front) and self.facts.items[k].kind != "drawer"]
-        k = self._pick(inside)
+    def _place_in(self, k: int, view: int) -> Words:
+        u, v = self.facts.points[self.cameras[view]][k, :2]
+        return Words(location(u, v), (k,), view)
+
+    def _at(self) -> int | None:
+        return self._pick([k for k in self.named if self._shown(k, 0) and self.facts.items[k].kind != "drawer"])
+
+    def _color_at(self) -> Made:
+        k = self._at()
         if k is None:
             return None
-        u, v = self.facts.points[self.front][k, :2]
-        return k, location(u, v)
+        return {"at": self._place_in(k, 0)}, [Words(self.facts.items[k].name.split(" ")[0], (k,))]
 
-    def _color_at(self) -> tuple[dict[str, str], str] | None:
-        found = self._at()
-        return None if found is None else ({"at": found[1]}, self.facts.items[found[0]].name.split(" ")[0])
+    def _name_at(self) -> Made:
+        k = self._at()
+        return None if k is None else ({"at": self._place_in(k, 0)}, [self._name(k)])
 
-    def _name_at(self) -> tuple[dict[str, str], str] | None:
-        found = self._at()
-        return None if found is None else ({"at": found[1]}, self.facts.items[found[0]].name)
-
-    def _exists(self) -> tuple[dict[str, str], str] | None:
+    def _exists(self) -> Made:
         """Things that are not there differ from one that is by colour or by kind, where the split has such a name."""
         k = self._pick([k for k in self.named if self.facts.items[k].kind in OBJECT_KINDS])
         if k is None:
             return None
         there = {item.name for item in self.facts.items}
         if self.rng.random() < 0.5:
-            return {"a": self.facts.items[k].name}, "yes"
+            return {"a": self._name(k)}, [Words("yes", (k,))]
         color, kind = self.facts.items[k].name.split(" ")
         near = [(color, other) for other in OBJECT_KINDS] + [(other, kind) for other in COLORS]
         options = [c for c in near if (c in HELD_OUT_PAIRS) == (self.split == "pair") and " ".join(c) not in there]
         if not options:
             return None
-        return {"a": " ".join(options[int(self.rng.integers(len(options)))])}, "no"
+        return {"a": Words(" ".join(options[int(self.rng.integers(len(options)))]))}, [Words("no")]
 
-    def _count(self) -> tuple[dict[str, str], str] | None:
+    def _count(self) -> Made:
         if self.split == "pair" or any(self.facts.pixels[self.front] < SEEN):
             return None  # what cannot be seen cannot be counted
         kinds = [item.kind for item in self.facts.items]
@@ -358,7 +417,8 @@ class Asker:
             return None
         asked = [kind for kind, n in counts.items() if n == wanted]
         kind = asked[int(self.rng.integers(len(asked)))]
-        return {"a": kind}, str(counts[kind])
+        things = tuple(k for k, other in enumerate(kinds) if other == kind)
+        return {"a": Words(kind, things)}, [Words(str(counts[kind]), things)]
 
     def _pair(self, axis: int) -> tuple[int, int] | None:
         """Two things, one of them nameable in this split, apart along an axis of the front view."""
@@ -374,118 +434,121 @@ class Asker:
         a, b = found[int(self.rng.integers(len(found)))]
         return (a, b) if self.rng.random() < 0.5 else (b, a)
 
-    def _relation(self, axis: int, sign: float) -> tuple[dict[str, str], str] | None:
+    def _relation(self, axis: int, sign: float) -> Made:
         pair = self._pair(axis)
         if pair is None:
             return None
         a, b = pair
         less = sign * (self.facts.points[self.front][a, axis] - self.facts.points[self.front][b, axis]) < 0
-        return {"a": self.facts.items[a].name, "b": self.facts.items[b].name}, "yes" if less else "no"
+        return {"a": self._name(a), "b": self._name(b)}, [Words("yes" if less else "no", pair)]
 
-    def _left(self) -> tuple[dict[str, str], str] | None:
+    def _left(self) -> Made:
         return self._relation(0, 1.0)
 
-    def _right(self) -> tuple[dict[str, str], str] | None:
+    def _right(self) -> Made:
         return self._relation(0, -1.0)
 
-    def _nearer(self) -> tuple[dict[str, str], str] | None:
+    def _nearer(self) -> Made:
         return self._relation(1, 1.0)  # the front camera looks at the robot: what is near it is high in the image
 
-    def _outermost(self, sign: float) -> tuple[dict[str, str], str] | None:
+    def _outermost(self, sign: float) -> Made:
         if not self.named or len(self.seen) != len(self.facts.items):
             return None  # what is hidden might lie farther out
         along = sign * self.facts.points[self.front][:, 0]
-        first, *others = np.argsort(along)
+        first, *others = (int(k) for k in np.argsort(along))
         if first not in self.named or (others and along[others[0]] - along[first] < APART / 2):
             return None
-        return {}, self.facts.items[first].name
+        return {}, [self._name(first)]
 
-    def _leftmost(self) -> tuple[dict[str, str], str] | None:
+    def _leftmost(self) -> Made:
         return self._outermost(1.0)
 
-    def _rightmost(self) -> tuple[dict[str, str], str] | None:
+    def _rightmost(self) -> Made:
         return self._outermost(-1.0)
 
-    def _holding(self) -> tuple[dict[str, str], str] | None:
-        if self.facts.held is None and self.rng.random() < 2 / 3:  # a quarter of the scenes hold something
+    def _holding(self) -> Made:
+        held = self.facts.held
+        if held is None and self.rng.random() < 2 / 3:  # a quarter of the scenes hold something
             return None
-        return {}, "no" if self.facts.held is None else "yes"
+        return {}, [Words("no") if held is None else Words("yes", (held,))]
 
-    def _held(self) -> tuple[dict[str, str], str] | None:
+    def _held(self) -> Made:
         held = self.facts.held
         if held is None:
-            return ({}, "nothing") if self.split != "pair" and self.rng.random() < 0.1 else None
-        return ({}, self.facts.items[held].name) if self._may_name(held) else None
+            return ({}, [Words("nothing")]) if self.split != "pair" and self.rng.random() < 0.1 else None
+        return ({}, [self._name(held)]) if self._may_name(held) else None
 
-    def _drawer(self) -> tuple[dict[str, str], str] | None:
+    def _drawer(self) -> Made:
         opening = self.facts.drawer
         if opening is None or 0.025 < opening < 0.05:  # neither open nor closed
             return None
         if opening >= 0.05 and self.rng.random() < 0.5:  # twice as many are open
             return None
-        return {}, "yes" if opening >= 0.05 else "no"
+        things = tuple(k for k, item in enumerate(self.facts.items) if item.kind == "drawer")
+        return {}, [Words("yes" if opening >= 0.05 else "no", things)]
 
-    def _shown(self, k: int, camera: str) -> bool:
+    def _shown(self, k: int, view: int) -> bool:
+        camera = self.cameras[view]
         u, v, depth = self.facts.points[camera][k]
         return bool(0 < u < 1 and 0 < v < 1 and depth > 0 and self.facts.pixels[camera][k] >= SEEN)
 
-    def _view(self) -> str:
-        cameras = list(self.facts.pixels)
-        return cameras[int(self.rng.integers(len(cameras)))]
+    def _view(self) -> int:
+        return int(self.rng.integers(len(self.cameras)))
 
-    def _point(self) -> tuple[dict[str, str], str] | None:
-        camera = self._view()
-        k = self._pick([k for k in self.named if self._shown(k, camera)])
+    def _point(self) -> Made:
+        view = self._view()
+        k = self._pick([k for k in self.named if self._shown(k, view)])
         if k is None:
             return None
-        u, v = self.facts.points[camera][k, :2]
-        return {"a": self.facts.items[k].name, "view": camera}, location(u, v)
+        return {"a": self._name(k, view), "view": Words(self.cameras[view])}, [self._place_in(k, view)]
 
-    def _box(self) -> tuple[dict[str, str], str] | None:
-        camera = self._view()
+    def _box(self) -> Made:
+        view = self._view()
+        camera = self.cameras[view]
         k = self._pick([k for k in self.named if self.facts.pixels[camera][k] >= SEEN])
         if k is None:
             return None
         u0, v0, u1, v1 = self.facts.boxes[camera][k]
-        return {"a": self.facts.items[k].name, "view": camera}, location(u0, v0) + location(u1, v1)
+        corners = Words(location(u0, v0) + location(u1, v1), (k,), view)
+        return {"a": self._name(k, view), "view": Words(camera)}, [corners]
 
-    def _detect(self) -> tuple[dict[str, str], str] | None:
+    def _detect(self) -> Made:
         """All things of a kind, from left to right, each with its place and colour."""
-        camera = self._view()
-        shown = [k for k in range(len(self.facts.items)) if self._shown(k, camera)]
+        view = self._view()
+        shown = [k for k in range(len(self.facts.items)) if self._shown(k, view)]
         clear = [k for k in shown if k in self.named and self.facts.items[k].kind != "drawer"]
         kind = self._one_of(sorted({self.facts.items[k].kind for k in clear}))
         alike = [k for k in shown if self.facts.items[k].kind == kind]
         if kind is None or len(alike) > MOST or any(k not in clear for k in alike):
             return None
-        places = self.facts.points[camera]
-        alike.sort(key=lambda k: float(places[k, 0]))
-        found = [f"{location(*places[k, :2])} {self.facts.items[k].name.split(' ')[0]}" for k in alike]
-        return {"a": kind, "view": camera}, ", ".join(found)
+        alike.sort(key=lambda k: float(self.facts.points[self.cameras[view]][k, 0]))
+        found: list[Words] = []
+        for k in alike:
+            color = self.facts.items[k].name.split(" ")[0]
+            found += [Words(", ")] if found else []
+            found.append(Words(f"{self._place_in(k, view).text} {color}", (k,), view))
+        return {"a": Words(kind, tuple(alike), view), "view": Words(self.cameras[view])}, found
 
-    def _match(self) -> tuple[dict[str, str], str] | None:
-        if len(self.facts.pixels) < 2:
+    def _match(self) -> Made:
+        if len(self.cameras) < 2:
             return None
-        second = list(self.facts.pixels)[1]
-        k = self._pick([k for k in self.named if self._shown(k, self.front) and self._shown(k, second)])
-        if k is None:
-            return None
-        (u, v), (x, y) = self.facts.points[self.front][k, :2], self.facts.points[second][k, :2]
-        return {"at": location(u, v)}, location(x, y)
+        k = self._pick([k for k in self.named if self._shown(k, 0) and self._shown(k, 1)])
+        return None if k is None else ({"at": self._place_in(k, 0)}, [self._place_in(k, 1)])
 
-    def _place(self) -> tuple[dict[str, str], str] | None:
+    def _place(self) -> Made:
         k = self._pick(self.named)
-        return None if k is None else ({"a": self.facts.items[k].name}, place_words(self.facts.positions[k]))
+        return None if k is None else ({"a": self._name(k)}, [Words(place_words(self.facts.positions[k]), (k,))])
 
-    def _gripper(self) -> tuple[dict[str, str], str] | None:
+    def _gripper(self) -> Made:
         height = "low" if self.facts.tool[2] < 0.08 else "high" if self.facts.tool[2] > 0.16 else "middle"
-        return {}, f"{height}, {place_words(self.facts.tool)}"
+        return {}, [Words(f"{height}, {place_words(self.facts.tool)}")]
 
-    def _caption(self) -> tuple[dict[str, str], str] | None:
+    def _caption(self) -> Made:
         if self.split == "pair" or len(self.named) != len(self.facts.items):
             return None
         order = sorted(self.named, key=lambda k: float(self.facts.points[self.front][k, 0]))
-        return {}, ", ".join(self.facts.items[k].name for k in order)
+        parts = [part for k in order for part in (Words(", "), self._name(k))]
+        return {}, parts[1:]
 
 
 def place_words(position: np.ndarray) -> str:

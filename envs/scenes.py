@@ -19,7 +19,19 @@ from ..sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS, Item, Scene
 from ..sim.simulation import Simulation
 from ..spec import FeatureSpec
 from .demonstrations import RecordedEpisode, Step
-from .language import CLOSE_DRAWER, HELD_OUT_PAIRS, OPEN_DRAWER, PLACE, PUSH, REACH, SPLITS, STACK, Phrasings
+from .language import (
+    CLOSE_DRAWER,
+    HELD_OUT_PAIRS,
+    NAME,
+    OPEN_DRAWER,
+    PLACE,
+    PUSH,
+    REACH,
+    SPLITS,
+    STACK,
+    Phrasings,
+    may_name,
+)
 from .questions import Asker, Facts, Question, cover, visible_boxes
 from .tasks.base import Episode, make_item, place_apart, sample_colors, sample_tool
 
@@ -48,7 +60,7 @@ class LabelledScene:
         cover: uint8 (n, cells), which item covers each cell of each camera's image, as `cover_feature` says.
         sentences: Each a text and its roles: ``{"text": str, "roles": {"object": k, "goal": k}}``.
         questions: Questions and answers.
-        names: Of the items.
+        names: Of the items; None for one that the split does not name.
     """
 
     images: dict[str, np.ndarray]
@@ -58,7 +70,7 @@ class LabelledScene:
     cover: np.ndarray
     sentences: tuple[dict[str, Any], ...]
     questions: tuple[Question, ...]
-    names: tuple[str, ...]
+    names: tuple[str | None, ...]
 
 
 class TableSampler(Protocol):
@@ -73,6 +85,8 @@ def pixels_feature(cameras: tuple[str, ...]) -> FeatureSpec:
     return FeatureSpec(name="pixels", shape=(MAX_ITEMS, len(cameras)))
 
 
+NAMES = 0.25
+"""Share of bare names among the sentences, where questions are asked too."""
 CELL = 4
 """Edge of a cell of the third label [px]."""
 
@@ -156,7 +170,7 @@ class SceneSampler:
             names = tuple(item.name for item in scene.items)
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
-            texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
+            texts = tuple(self._sentence(scene, rng) for _ in range(self.sentences))
             pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             size = self.embodiment.image_size
             covered = np.zeros(cover_feature(self.embodiment.cameras, size).shape, np.uint8)
@@ -177,10 +191,19 @@ class SceneSampler:
                     cover=covered,
                     sentences=texts,
                     questions=tuple(asked),
-                    names=names,
+                    names=tuple(item.name if may_name(item.name, self.split) else None for item in scene.items),
                 )
             )
         return scenes
+
+    def _sentence(self, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
+        """A command; where questions are asked, also bare names."""
+        if self.questions and rng.random() < NAMES:
+            options = [item for item in scene.items if may_name(item.name, self.split)]
+            if options:
+                target = options[int(rng.integers(len(options)))]
+                return _sentence(scene, self.split, NAME, rng, target, target)
+        return describe(scene, rng, self.split)
 
     def _facts(
         self, scene: Scene, objects: np.ndarray, masks: dict[str, tuple[np.ndarray, np.ndarray]], held: int | None
@@ -252,7 +275,7 @@ class Clutter:
 
 def describe(scene: Scene, rng: np.random.Generator, split: str = "train") -> dict[str, Any]:
     """A sentence that fits the scene and the split, with the index of the item each role names."""
-    objects = [i for i in scene.items if i.kind in OBJECT_KINDS and _held_out(i) == (split == "pair")]
+    objects = [i for i in scene.items if i.kind in OBJECT_KINDS and may_name(i.name, split)]
     goals = [i for i in scene.items if i.kind in ("bowl", "zone")]
     drawer = next((i for i in scene.items if i.kind == "drawer"), None)
     if drawer is not None and (not objects or rng.random() < 0.5):
@@ -268,11 +291,6 @@ def describe(scene: Scene, rng: np.random.Generator, split: str = "train") -> di
     if target.kind == "cube" and cubes and rng.random() < 0.4:
         return _sentence(scene, split, STACK, rng, target, cubes[int(rng.integers(len(cubes)))])
     return _sentence(scene, split, REACH, rng, target, target)
-
-
-def _held_out(item: Item) -> bool:
-    color, kind = item.name.split(" ")
-    return (color, kind) in HELD_OUT_PAIRS
 
 
 def _sentence(

@@ -90,24 +90,26 @@ class Encoder(nn.Module):
         state: Float[Tensor, "b s"],
     ) -> tuple[Points, Float[Tensor, "b k w"], tuple[int, int]]:
         """Points for k texts an image set, the logits of the words each summary names, and the patch grid."""
-        points, words, features = self.point_and_read(images, tokens, state, asked=tokens.shape[1])
-        return points, words, features.grid
+        features = self.read(images, tokens)
+        return *self.points_of(features, state), features.grid
 
-    def point_and_read(
+    def read(
         self,
         images: UInt8[Tensor, "b n height width 3"],
         tokens: Int[Tensor, "b k l"],
-        state: Float[Tensor, "b s"],
-        *,
-        asked: int,
-    ) -> tuple[Points, Float[Tensor, "b q w"], BackboneFeatures]:
-        """Points and named words of the first `asked` texts, and the features of all, from one pass."""
+        watch: tuple[int, ...] = (),
+    ) -> BackboneFeatures:
+        """The backbone's features of k texts an image set."""
+        return self.backbone(images, tokens, tokens != self.pad_id, watch)
+
+    def points_of(
+        self, features: BackboneFeatures, state: Float[Tensor, "b s"]
+    ) -> tuple[Points, Float[Tensor, "b k w"]]:
+        """Points and named words of every text of some features."""
         if self.point_readout is None or self.word_readout is None:
             raise RuntimeError("this encoder has no point readout")
-        features = self.backbone(images, tokens, tokens != self.pad_id)
-        first = features.first_texts(asked)
-        points = self.point_readout(first, state[:, self.body])
-        return points, self.word_readout(first.readout[:, :, 0]).float(), features
+        points = self.point_readout(features, state[:, self.body])
+        return points, self.word_readout(features.readout[:, :, 0]).float()
 
     def forward(
         self,
@@ -116,7 +118,7 @@ class Encoder(nn.Module):
         state: Float[Tensor, "b s"],
     ) -> Encoding:
         """Encode one text an image set; `state` is in the embodiment's units."""
-        features = self.backbone(images, tokens[:, None], (tokens != self.pad_id)[:, None])
+        features = self.read(images, tokens[:, None])
         words = features.readout[:, 0, 0].float()
         if self.point_readout is None:
             everything = torch.cat([features.image, features.text[:, 0], features.readout[:, 0]], dim=1)

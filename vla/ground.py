@@ -50,13 +50,18 @@ class Grounding:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneBatch:
-    """Scenes with k sentences each: images (b, n, H, W, 3), tokens (b, k, l), state (b, s), labels (b, k, r, f)."""
+    """Scenes with k sentences each: images (b, n, H, W, 3), tokens (b, k, l), state (b, s), labels (b, k, r, f).
+
+    ``chosen`` are the numbers of the sentences, (b, k), and ``pad`` the padding token.
+    """
 
     images: UInt8[Tensor, "b n height width 3"]
     tokens: Int[Tensor, "b k l"]
     clean_tokens: Int[Tensor, "b k l"]
     state: Float[Tensor, "b s"]
     objects: Float[Tensor, "b k r f"]
+    chosen: np.ndarray
+    pad: int
 
 
 class SceneData:
@@ -138,6 +143,8 @@ class SceneData:
             clean_tokens=torch.from_numpy(clean).to(self.device),
             state=torch.from_numpy(self.state[scenes]).to(self.device),
             objects=torch.from_numpy(labels).to(self.device),
+            chosen=chosen,
+            pad=self.encode.pad,
         )
 
 

@@ -89,11 +89,16 @@ class PointReadout(nn.Module):
 
     def forward(self, features: BackboneFeatures, state: Float[Tensor, "b s"]) -> Points:
         """Point at what each readout after the first stands for; `state` is in the embodiment's units."""
+        logits, uv, visible = self.look_up(features, slice(None))
+        return Points(logits=logits, uv=uv, visible=visible, position=self._locate(uv, visible, state.float()))
+
+    def look_up(self, features: BackboneFeatures, views: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """`Points.logits`, ``uv`` and ``visible`` in images of some of the cameras, the only ones in `features`."""
         b, k = features.readout.shape[:2]
         vision = features.vision
         v = vision.shape[-1]
         roles = features.readout[:, :, 1:]
-        query = self.query(roles).reshape(b, k, -1, self.cameras, v)
+        query = self.query(roles).reshape(b, k, -1, self.cameras, v)[:, :, :, views]
         key = self.key(vision)
         # Eight bits of mantissa are too few for coordinates: half a pixel, a millimetre.
         with torch.autocast(vision.device.type, enabled=False):
@@ -105,8 +110,7 @@ class PointReadout(nn.Module):
             rows, columns = features.grid
             cell = torch.tensor([1.0 / columns, 1.0 / rows], device=weights.device)
             uv = weights @ patch_centres(features.grid, weights) + fine[..., 1:].tanh() * cell
-            visible = fine[..., 0]
-            return Points(logits=logits, uv=uv, visible=visible, position=self._locate(uv, visible, state.float()))
+            return logits, uv, fine[..., 0]
 
     def _locate(self, uv: Tensor, visible: Tensor, state: Float[Tensor, "b s"]) -> Float[Tensor, "b k r 3"]:
         """Position in the base frame: a mixture of a guess from the work space's middle and one from the tool.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -23,6 +24,9 @@ from ..datasets.loader import BatchLoader
 from ..errors import BrachiumError, CheckpointError, ConfigError
 from .log import TrainLog
 
+HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
+"""In the names of weights of transformer layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
@@ -34,6 +38,8 @@ class Optimization:
         lr: Peak learning rate.
         warmup: Steps of linear warm-up.
         final_lr: Share of `lr` at the end of the cosine.
+        muon: Learning rate, as a multiple of `lr`, with which Muon (Jordan et al. 2024) trains the matrices of
+            transformer layers; AdamW trains the rest, and with 0 everything.
         weight_decay: Decoupled weight decay on matrices.
         grad_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights that are saved and used; ramps up as (1 + step) / (10 + step).
@@ -48,6 +54,7 @@ class Optimization:
     lr: float = 1e-3
     warmup: int = 50
     final_lr: float = 0.02
+    muon: float = 0.0
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema: float = 0.99
@@ -62,10 +69,12 @@ class Optimization:
                 raise ConfigError(f"optimization.{name}: expected at least 1, got {getattr(self, name)}")
         if self.precision not in ("bf16", "float32"):
             raise ConfigError(f"optimization.precision: expected bf16 or float32, got {self.precision!r}")
-        if self.lr <= 0 or self.grad_clip <= 0 or not 0 <= self.ema < 1 or self.warmup < 0 or self.seed < 0:
+        low = min(self.warmup, self.seed, self.muon)
+        if self.lr <= 0 or self.grad_clip <= 0 or not 0 <= self.ema < 1 or low < 0:
             raise ConfigError(
-                "optimization: expected lr and grad_clip above 0, ema in [0, 1), warmup and seed from 0, got "
-                f"lr={self.lr}, grad_clip={self.grad_clip}, ema={self.ema}, warmup={self.warmup}, seed={self.seed}"
+                "optimization: expected lr and grad_clip above 0, ema in [0, 1), warmup, seed and muon from 0, got "
+                f"lr={self.lr}, grad_clip={self.grad_clip}, ema={self.ema}, warmup={self.warmup}, seed={self.seed}, "
+                f"muon={self.muon}"
             )
 
     def learning_rate(self, step: int) -> float:
@@ -114,10 +123,7 @@ class TrainLoop:
         self.identity = {**vars(options), **json.loads(json.dumps(dict(identity or {}), default=str))}
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
-        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
-        vectors = [p for p in self.parameters.values() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)
+        self.optimizers = _optimizers(self.parameters, options)
         self.step = 0
         self.spent = 0.0
         self.wait_share = 0.0
@@ -137,13 +143,14 @@ class TrainLoop:
         try:
             with TrainLog(self.folder, self.name, options.steps, self.step) as logger:
                 for batch in loader:
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = options.learning_rate(self.step)
+                    for optimizer, times in self.optimizers:
+                        for group in optimizer.param_groups:
+                            group["lr"] = times * options.learning_rate(self.step)
                     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
                     torch.manual_seed(options.seed * 1_000_003 + self.step)  # dropout draws from the global generator
                     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                         loss, parts = self.loss(batch, generator)
-                    self.optimizer.zero_grad(set_to_none=True)
+                    self.module.zero_grad(set_to_none=True)
                     loss.backward()
                     norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)
                     if not torch.isfinite(loss) or not torch.isfinite(norm):
@@ -152,7 +159,8 @@ class TrainLoop:
                             "stopped. Look at the data (brachium inspect), or lower optimization.lr"
                         )
                     with _uninterrupted():  # what Ctrl-C saves must be a whole step
-                        self.optimizer.step()
+                        for optimizer, _ in self.optimizers:
+                            optimizer.step()
                         self.step += 1
                         self._update_average()
                     self.spent = time.monotonic() - begin
@@ -221,8 +229,9 @@ class TrainLoop:
         tensors = {f"weight/{k}": p.detach() for k, p in self.parameters.items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
         names = {id(p): k for k, p in self.parameters.items()}
-        for parameter, state in self.optimizer.state.items():
-            tensors |= {f"optimizer/{names[id(parameter)]}/{k}": v for k, v in state.items()}
+        for optimizer, _ in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                tensors |= {f"optimizer/{names[id(parameter)]}/{k}": v for k, v in state.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._save_file.with_suffix(".partial")
         metadata = {"step": str(self.step), "options": json.dumps(self.identity, sort_keys=True)}
@@ -255,17 +264,40 @@ class TrainLoop:
                 f"{self._save_file}: was trained with another model: {len(lacking)} weights do not fit, for example "
                 f"{lacking[:3]}.\nGive the old model to resume, or resume=false to start anew."
             )
+        owner = {id(p): o for o, _ in self.optimizers for group in o.param_groups for p in group["params"]}
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{key}"])
                 self.average[key].copy_(tensors[f"average/{key}"])
                 prefix = f"optimizer/{key}/"
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                self.optimizer.state[parameter] = {
+                owner[id(parameter)].state[parameter] = {
                     k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
                 }
         self.step = int(metadata["step"])
         log(f"{self.name}: resumed at step {self.step}")
+
+
+def _optimizers(
+    parameters: Mapping[str, nn.Parameter], options: Optimization
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Optimisers that share the parameters out, each with its learning rate as a multiple of the schedule's."""
+    hidden = {k: p for k, p in parameters.items() if options.muon and p.ndim == 2 and HIDDEN.search(k)}
+    rest = {k: p for k, p in parameters.items() if k not in hidden}
+    matrices, vectors = ([p for p in rest.values() if (p.ndim >= 2) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    made: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True), 1.0)
+    ]
+    if hidden:  # steps are scaled to the size that AdamW's have (Liu et al. 2025), so that one schedule fits both
+        muon = torch.optim.Muon(
+            list(hidden.values()),
+            lr=options.muon * options.lr,
+            weight_decay=options.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        made.append((muon, options.muon))
+    return made
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from ..datasets.store import EpisodeStore
 from ..errors import ConfigError
 from .encoder import Encoder, build_encoder, word_loss
 from .ground import Grounding
-from .grounding import Points, grounding_loss, inside
+from .grounding import grounding_loss, inside
+from .looking import PatchNames, looking_loss
 from .loop import Optimization, TrainLoop
-from .pretrain_data import Mixture, PretrainBatch, corpus_of, same_body
+from .pretrain_data import Mixture, PretrainBatch, corpus_of, names_of, same_body
 from .pretrained import Pretrained
 from .questions import IGNORE, blurred_targets, choices, language_loss, location_tokens, score
 from .recipe import Recipe
@@ -36,6 +37,8 @@ MEAN, STD = 0.5, 0.25
 """Pixel normalisation, for any image."""
 SEEN = 8.0
 """Pixels from which on a thing counts as visible in the scores."""
+LOOK, MIDDLE = 0.5, 5.0
+"""Weights of the losses of where to look, and of where the thing in a patch has its middle."""
 AT_ONCE = 25
 """Scenes scored at once."""
 
@@ -67,6 +70,7 @@ def pretrain(
     questions: int = 5,
     single: float = 0.25,
     blur: float = 1.0,
+    watch: Sequence[int] = (1, 2),
     heldout: int = 300,
     evaluate_every: int = 0,
     resume: bool = False,
@@ -90,6 +94,8 @@ def pretrain(
         questions: Questions a scene in a batch.
         single: Share of steps that show questions with the first camera alone, so that one image is enough to ask.
         blur: Spread of a place's target over neighbouring location tokens; 0 for none.
+        watch: Layers of the language model whose first head is led to what words stand for, and to what the next word
+            is about.
         heldout: Scenes of each store kept for the scores.
         evaluate_every: Steps between scores; 0 for the end only.
         resume: Go on from what is saved in `out`.
@@ -111,23 +117,39 @@ def pretrain(
     recipe = replace(model, max_tokens=min(model.max_tokens, length))
     encoder = _fresh(recipe, tokenizer, *same_body([*opened, *others.values()]), optimization.seed).to(place)
     options = Grounding(store="", optimization=optimization, sentences=sentences, word_dropout=0.05, heldout=heldout)
-    data = Mixture(opened, tokenizer, recipe.max_tokens, length, questions, options, place)
+    names = names_of(opened)
+
+    def mixture(some: Sequence[EpisodeStore], *, evaluation: bool = False) -> Mixture:
+        return Mixture(
+            some,
+            tokenizer=tokenizer,
+            max_tokens=recipe.max_tokens,
+            length=length,
+            questions=questions,
+            options=options,
+            grid=encoder.backbone.token_grid,
+            names=names,
+            device=place,
+            evaluation=evaluation,
+        )
+
+    data = mixture(opened)
     if seeing.optimization is not None:
         _see(encoder, data, seeing, folder, resume)
     _fit_readout(encoder, data)
-    tested = {"heldout": data} | {
-        name: Mixture([store], tokenizer, recipe.max_tokens, length, questions, options, place, evaluation=True)
-        for name, store in others.items()
-    }
-    blurred = blurred_targets(tokenizer, blur).to(place)
+    tested = {"heldout": data} | {name: mixture([store], evaluation=True) for name, store in others.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(optimization.seed)
+        patches = PatchNames(encoder.backbone.width, len(data.words)).to(place)
+    blurred, priors = blurred_targets(tokenizer, blur).to(place), data.priors.table().to(place)
 
     def loss(batch: PretrainBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         alone = torch.rand((), generator=generator).item() < single
-        return pretraining_loss(encoder, batch, blurred, alone=alone)
+        return pretraining_loss(encoder, patches, batch, blurred, priors, watch=tuple(watch), alone=alone)
 
     loop = TrainLoop(
         name="speak",
-        module=encoder,
+        module=nn.ModuleDict({"encoder": encoder, "patches": patches}),
         make_batch=data.make,
         loss=loss,
         options=optimization,
@@ -139,7 +161,7 @@ def pretrain(
             "data": [store.fingerprint for store in opened],
             "backbone": dict(recipe.backbone),
             "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
-            "settings": [vocabulary, length, sentences, questions, single, blur, heldout],
+            "settings": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
         },
     )
     log(
@@ -229,45 +251,48 @@ def _fit_readout(encoder: Encoder, data: Mixture) -> None:
 
 
 def pretraining_loss(
-    encoder: Encoder, batch: PretrainBatch, blurred: Float[Tensor, "w w"] | None = None, *, alone: bool = False
+    encoder: Encoder,
+    patches: PatchNames,
+    batch: PretrainBatch,
+    blurred: Float[Tensor, "w w"],
+    priors: Float[Tensor, "c w"],
+    *,
+    watch: tuple[int, ...],
+    alone: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Points, named words and answers from one pass; with `alone`, answers from the first camera only."""
-    targets = batch.targets
+    """Points, named words, answers, and what covers patches, from one pass; with `alone`, the first camera's only."""
+    images, targets, k = batch.scenes.images, batch.targets, batch.commands
     if alone:
+        images, batch, k = images[:, :1], batch.questions_only(), 0
         targets = targets.masked_fill(~batch.one_view[..., None], IGNORE)
-        features = encoder.backbone(batch.scenes.images[:, :1], batch.tokens, batch.tokens != encoder.pad_id)
-        spoken = _language(encoder, features.text, targets, blurred)
-        return spoken, {"language": spoken.detach()}
-    points, words, spoken_states, grid = _read(encoder, batch, batch.scenes.images)
-    value, parts = grounding_loss(points, batch.scenes.objects, grid)
-    named = word_loss(words, batch.scenes.clean_tokens, encoder.pad_id)
-    spoken = _language(encoder, spoken_states, targets, blurred)
-    shown = {name: parts[name] for name in ("cells", "shift", "position")}
-    return value + named + spoken, {"language": spoken.detach(), **shown}
-
-
-def _read(
-    encoder: Encoder, batch: PretrainBatch, images: UInt8[Tensor, "b n height width 3"]
-) -> tuple[Points, Float[Tensor, "b k w"], Float[Tensor, "b q l d"], tuple[int, int]]:
-    """Points and named words of the commands, states of the questions, and the patch grid, from one pass."""
-    commands = batch.scenes.tokens
-    commands = nn.functional.pad(commands, (batch.tokens.shape[-1] - commands.shape[-1], 0), value=encoder.pad_id)
-    texts, k = torch.cat([commands, batch.tokens], dim=1), commands.shape[1]
-    points, words, features = encoder.point_and_read(images, texts, batch.scenes.state, asked=k)
-    return points, words, features.text[:, k:], features.grid
+    features = encoder.read(images, batch.texts, watch)
+    spoken = _language(encoder, features.text[:, k:], targets, blurred, priors, batch.priors)
+    looked, shares = looking_loss(features.attention, batch.looks)
+    named, middle = patches(features.tokens, batch.looks)
+    value = spoken + LOOK * looked + named + MIDDLE * middle
+    parts = {"language": spoken.detach(), "patches": named.detach(), "middle": middle.detach()}
+    parts |= {f"look{number}": share for number, share in zip(watch, shares)}
+    if not alone:
+        points, words = encoder.points_of(features.first_texts(k), batch.scenes.state)
+        pointed, shown = grounding_loss(points, batch.scenes.objects, features.grid)
+        value = value + pointed + word_loss(words, batch.scenes.clean_tokens, encoder.pad_id)
+        parts |= {name: shown[name] for name in ("cells", "shift", "position")}
+    return value, parts
 
 
 def _language(
     encoder: Encoder,
     states: Float[Tensor, "b q l d"],
     targets: Int[Tensor, "b q l"],
-    blurred: Float[Tensor, "w w"] | None,
+    blurred: Float[Tensor, "w w"],
+    priors: Float[Tensor, "c w"],
+    rows: Int[Tensor, "b q l"],
 ) -> Float[Tensor, ""]:
     keep = targets != IGNORE
     backbone: Any = encoder.backbone
     if not bool(keep.any()):
         return states.float().sum() * 0.0
-    return language_loss(backbone.next_words(states[keep]), targets[keep], blurred)
+    return language_loss(backbone.next_words(states[keep]).float() + priors[rows[keep]], targets[keep], blurred)
 
 
 @torch.no_grad()
@@ -292,18 +317,19 @@ def evaluate_pretraining(encoder: Encoder, tests: Mapping[str, Mixture], *, dark
                 images = batch.scenes.images
                 if dark:
                     images = torch.full_like(images, round(255 * MEAN))  # what normalisation takes for nothing
-                points, _, states, _ = _read(encoder, batch, images)
+                features, k = encoder.read(images, batch.texts), batch.commands
+                points, _ = encoder.points_of(features.first_texts(k), batch.scenes.state)
                 backbone: Any = encoder.backbone
-                found = choices(backbone.next_words(states), batch.targets)
+                found = choices(backbone.next_words(features.text[:, k:]), batch.targets)
                 predicted += found[0]
                 wanted += found[1]
                 kinds += [kind for row in batch.kinds for kind in row]
                 label = batch.scenes.objects[..., 3:].unflatten(-1, (-1, 3))
                 seen = inside(label) & (part.visible(scenes, batch.scenes) >= SEEN)
-                for k, camera in enumerate(part.spec.cameras):
+                for view, camera in enumerate(part.spec.cameras):
                     size = torch.tensor([camera.shape[1], camera.shape[0]], device=label.device)
-                    error = ((points.uv - label[..., :2]) * size).norm(dim=-1)[..., k]
-                    errors[k].append(error[seen[..., k]].cpu())
+                    error = ((points.uv - label[..., :2]) * size).norm(dim=-1)[..., view]
+                    errors[view].append(error[seen[..., view]].cpu())
         scores = score(predicted, wanted, kinds, location_tokens(mixture.tokenizer))
         for k, camera in enumerate(mixture.parts[0].spec.cameras):
             flat = torch.cat(errors[k])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ from torch import Tensor
 from ..datasets.store import EpisodeStore
 from ..errors import SpecMismatchError, StoreError
 from .ground import Grounding, SceneBatch, SceneData
+from .looking import Looks, token_labels
 from .model import stack_images, tool_pose
-from .questions import QuestionEncoder
+from .questions import IGNORE, NamePriors, QuestionEncoder, bits, tokens_of
 from .tokenizer import InstructionEncoder
+
+COVER = "cover"
+"""Extra field of a store of scenes: which thing covers each cell of each camera's image."""
+THINGS = 8
+"""Things of a scene at most."""
 
 
 def corpus_of(stores: Sequence[EpisodeStore]) -> set[str]:
@@ -43,50 +50,124 @@ def same_body(stores: Sequence[EpisodeStore]) -> tuple[int, tuple[int, ...]]:
     return len(first.camera_names), tool_pose(first)
 
 
+def names_of(stores: Sequence[EpisodeStore]) -> tuple[str, ...]:
+    """Every name of a thing, sorted."""
+    names = {name for store in stores for episode in store.episodes for name in episode.meta.get("names", ()) if name}
+    return tuple(sorted(names))
+
+
+def words_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Every word of some names, sorted."""
+    return tuple(sorted({word for name in names for word in name.split()}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainBatch:
-    """b scenes: commands to point at, and q questions each as tokens and targets (b, q, l)."""
+    """b scenes with k commands to point at and q questions: texts (b, k + q, l), targets of the questions (b, q, l).
+
+    ``priors`` are rows of the table of `NamePriors`, for each target.
+    """
 
     scenes: SceneBatch
-    tokens: Int[Tensor, "b q l"]
+    texts: Int[Tensor, "b t l"]
     targets: Int[Tensor, "b q l"]
+    priors: Int[Tensor, "b q l"]
     one_view: Bool[Tensor, "b q"]
+    looks: Looks
     kinds: tuple[tuple[str, ...], ...]
+
+    @property
+    def commands(self) -> int:
+        """Number of commands k, which come first."""
+        return self.texts.shape[1] - self.targets.shape[1]
+
+    def questions_only(self) -> PretrainBatch:
+        """The same without commands."""
+        k = self.commands
+        looks = replace(self.looks, things=self.looks.things[:, :, k:], views=self.looks.views[:, :, k:])
+        return replace(self, texts=self.texts[:, k:], looks=looks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneTexts:
+    """All q questions of a scene: arrays as in `EncodedText`, a row a question, and whether one view is enough."""
+
+    tokens: Int[np.ndarray, "q l"]
+    targets: Int[np.ndarray, "q l"]
+    priors: Int[np.ndarray, "q l"]
+    looks: UInt8[np.ndarray, "q 2 l"]
+    views: UInt8[np.ndarray, "q 2 l"]
+    one_view: Bool[np.ndarray, " q"]
+    kinds: tuple[str, ...]
 
 
 class Mixture:
     """Batches of scenes with questions from several stores; a batch is of one store, drawn by its number of scenes.
 
     Every draw is a function of (seed, step). For `evaluation` all scenes are held out.
+
+    Args:
+        stores: Of labelled scenes with questions.
+        tokenizer: Tokenizer.
+        max_tokens: Tokens of a command.
+        length: Tokens of a question with its answer.
+        questions: Questions a scene in a batch.
+        options: Seed, batch size, commands a scene, held-out scenes.
+        grid: Rows and columns of the model's image tokens.
+        names: Of the things that texts may name (`names_of`).
+        device: Where batches go.
+        evaluation: Whether to hold all out.
     """
 
     def __init__(
         self,
         stores: Sequence[EpisodeStore],
+        *,
         tokenizer: Any,
         max_tokens: int,
         length: int,
         questions: int,
         options: Grounding,
+        grid: tuple[int, int],
+        names: tuple[str, ...],
         device: torch.device,
-        *,
         evaluation: bool = False,
     ) -> None:
         self.tokenizer, self.questions, self.device, self.seed = tokenizer, questions, device, options.optimization.seed
+        self.grid, self.words = grid, words_of(names)
+        self.priors = NamePriors(tokenizer, names)
         self.body = list(tool_pose(stores[0].embodiment))
-        words = InstructionEncoder(tokenizer, max_tokens)
+        encode = InstructionEncoder(tokenizer, max_tokens)
         self.parts: list[SceneData] = []
-        self.texts: list[list[list[tuple[np.ndarray, np.ndarray, str, bool]]]] = []
-        encode = QuestionEncoder(tokenizer, length)
+        self.texts: list[list[SceneTexts]] = []
+        self.commands: list[np.ndarray] = []
+        self.names: list[np.ndarray] = []
+        ask = QuestionEncoder(tokenizer, length)
         for store in stores:
-            self.parts.append(SceneData(store, words, options, device, evaluation=evaluation))
-            self.texts.append([_texts(encode, e.meta.get("questions", ())) for e in store.episodes])
-            if not all(self.texts[-1]):
-                raise StoreError(
-                    f"{store.path} has scenes without questions. Type: brachium record env=pretraining out=SCENES"
-                )
+            _require_questions(store, grid)
+            part = SceneData(store, encode, options, device, evaluation=evaluation)
+            self.parts.append(part)
+            training = set(part.train.tolist())
+            self.texts.append(
+                [
+                    _encode(ask, episode.meta["questions"], store, self.priors, learn=k in training)
+                    for k, episode in enumerate(store.episodes)
+                ]
+            )
+            self.commands.append(np.stack([_look_up(encode, episode.meta) for episode in store.episodes]))
+            self.names.append(np.stack([self._spelt(episode.meta["names"]) for episode in store.episodes]))
         counts = np.array([max(1, len(part.train)) for part in self.parts], float)
         self.share = counts / counts.sum()
+
+    def _spelt(self, names: Sequence[str | None]) -> Bool[np.ndarray, "9 w1"]:
+        """Words of each thing's name, the last column for a thing without one; the last row is of no thing."""
+        rows = np.zeros((THINGS + 1, len(self.words) + 1), bool)
+        for k, name in enumerate(names):
+            for word in name.split() if name else ():
+                if word in self.words:
+                    rows[k, self.words.index(word)] = True
+            rows[k, -1] = name is None
+        return rows
 
     def make(self, step: int) -> PretrainBatch:
         """The training batch of a step."""
@@ -99,16 +180,58 @@ class Mixture:
         """Some scenes of a store, with questions drawn by `rng`, or the first ones."""
         rows = []
         for scene in scenes:
-            texts = self.texts[which][scene]
-            order = np.arange(len(texts)) if rng is None else rng.permutation(len(texts))
-            rows.append([texts[int(order[k % len(order)])] for k in range(self.questions)])
+            count = len(self.texts[which][scene].kinds)
+            order = np.arange(count) if rng is None else rng.permutation(count)
+            rows.append(np.resize(order, self.questions))
+        asked = [self.texts[which][scene] for scene in scenes]
+        batch = self.parts[which].batch(scenes, rng)
+        commands = self.commands[which][scenes[:, None], batch.chosen]
+        tokens = [batch.tokens.cpu().numpy(), np.stack([t.tokens[row] for t, row in zip(asked, rows)])]
+        looks = [np.stack([commands, commands * 0], axis=2), np.stack([t.looks[row] for t, row in zip(asked, rows)])]
+        views = [looks[0] * 0, np.stack([t.views[row] for t, row in zip(asked, rows)])]
+        targets = np.stack([t.targets[row] for t, row in zip(asked, rows)])
+        priors = np.stack([t.priors[row] for t, row in zip(asked, rows)])
+        length = max(int((part != batch.pad).any((0, 1)).sum()) for part in tokens)
+        texts = np.concatenate([_last(part, length, batch.pad) for part in tokens], axis=1)
         return PretrainBatch(
-            scenes=self.parts[which].batch(scenes, rng),
-            tokens=torch.from_numpy(np.array([[t[0] for t in row] for row in rows])).to(self.device),
-            targets=torch.from_numpy(np.array([[t[1] for t in row] for row in rows])).to(self.device),
-            one_view=torch.tensor([[t[3] for t in row] for row in rows], device=self.device),
-            kinds=tuple(tuple(t[2] for t in row) for row in rows),
+            scenes=batch,
+            texts=self._to(texts),
+            targets=self._to(_last(targets, length, IGNORE)),
+            priors=self._to(_last(priors, length, 0)),
+            one_view=self._to(np.stack([t.one_view[row] for t, row in zip(asked, rows)])),
+            looks=self._looks(
+                which,
+                scenes,
+                np.concatenate([_last(part, length, 0) for part in looks], axis=1),
+                np.concatenate([_last(part, length, 0) for part in views], axis=1),
+            ),
+            kinds=tuple(tuple(t.kinds[k] for k in row) for t, row in zip(asked, rows)),
         )
+
+    def _looks(self, which: int, scenes: np.ndarray, things: np.ndarray, views: np.ndarray) -> Looks:
+        part = self.parts[which]
+        n = len(part.spec.cameras)
+        cover = part.store.lowdim(COVER)[scenes].reshape(len(scenes), n, -1)
+        side = math.isqrt(cover.shape[-1])
+        covered = torch.from_numpy(np.minimum(cover, THINGS).astype(np.int64)).reshape(len(scenes), n, side, side)
+        shown, most = token_labels(covered, self.grid, THINGS)
+        spelt = torch.from_numpy(self.names[which][scenes])
+        words = torch.einsum("bnmk,bkw->bnmw", shown.float(), spelt[:, :THINGS].float()) > 0
+        uv = torch.from_numpy(part.objects[scenes][..., 3:]).unflatten(-1, (n, 3))[..., :2].transpose(1, 2)
+        none = torch.full((*uv.shape[:2], THINGS + 1 - uv.shape[2], 2), torch.nan)
+        centre = torch.cat([uv, none], dim=2).gather(2, most[..., None].expand(-1, -1, -1, 2))
+        centre = centre.masked_fill((centre - 0.5).abs() > 1.0, torch.nan)  # far outside: no place to point at
+        return Looks(
+            shown=shown.to(self.device),
+            words=words[..., :-1].to(self.device),
+            named=(~words[..., -1]).to(self.device),
+            centre=centre.to(self.device),
+            things=self._to(np.ascontiguousarray(things.swapaxes(1, 2))),
+            views=self._to(np.ascontiguousarray(views.swapaxes(1, 2))),
+        )
+
+    def _to(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def frames(self, step: int, count: int) -> UInt8[Tensor, "b n height width 3"]:
         """Unlabelled frames of a step of the first stage."""
@@ -120,11 +243,66 @@ class Mixture:
         return stack_images(images, part.spec, self.device)
 
 
-def _texts(encode: QuestionEncoder, questions: Sequence[Mapping[str, str]]) -> list[tuple[Any, Any, str, bool]]:
-    """(tokens, targets, kind, whether the first view is enough) of every question that is short enough."""
-    found = []
+def _last(array: np.ndarray, length: int, fill: int) -> np.ndarray:
+    """The last `length` entries of the last axis, filled up on the left where there are fewer."""
+    short = max(0, length - array.shape[-1])
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(short, 0)], constant_values=fill)[..., -length:]
+
+
+def _require_questions(store: EpisodeStore, grid: tuple[int, int]) -> None:
+    say = "Type: brachium record env=pretraining out=SCENES"
+    if COVER not in store.schema.fields or any(
+        not e.meta.get("questions") or "names" not in e.meta for e in store.episodes
+    ):
+        raise StoreError(f"{store.path} has scenes without questions, or without what covers their patches. {say}")
+    side = math.isqrt(store.schema.field(COVER).shape[-1])
+    if any(side % edge for edge in grid):
+        raise StoreError(f"{store.path}: its covers of {side} x {side} cells do not fit image tokens of {grid}. {say}")
+
+
+def _encode(
+    ask: QuestionEncoder,
+    questions: Sequence[Mapping[str, Any]],
+    store: EpisodeStore,
+    priors: NamePriors,
+    *,
+    learn: bool,
+) -> SceneTexts:
+    """Every question that is short enough."""
+    found, kinds, one_view, rows = [], [], [], []
     for question in questions:
-        made = encode(question["question"], question["answer"])
+        made = ask(question["question"], question["answer"], question.get("asked", ()), question.get("meant", ()))
         if made is not None:
-            found.append((*made, question["kind"], "wrist" not in question["question"]))
-    return found
+            found.append(made)
+            kinds.append(question["kind"])
+            rows.append(priors.index(question["kind"], made.tokens.tolist(), made.targets.tolist(), learn=learn))
+            one_view.append("wrist" not in question["question"])
+    if not found:
+        raise StoreError(
+            f"{store.path} has a scene whose questions are all longer than {ask.length} tokens: raise length"
+        )
+    return SceneTexts(
+        tokens=np.stack([made.tokens for made in found]),
+        targets=np.stack([made.targets for made in found]),
+        priors=np.stack(rows),
+        looks=np.stack([made.looks for made in found]),
+        views=np.stack([made.views for made in found]),
+        one_view=np.array(one_view),
+        kinds=tuple(kinds),
+    )
+
+
+def _look_up(encode: InstructionEncoder, meta: Mapping[str, Any]) -> UInt8[np.ndarray, "k l"]:
+    """Which thing the last token of each name in the commands of a scene stands for, as bits."""
+    rows = np.zeros((len(meta["sentences"]), encode.length), np.uint8)
+    for row, sentence in zip(rows, meta["sentences"]):
+        text = sentence["text"]
+        for thing in sentence["roles"].values():
+            name = meta["names"][thing]
+            start = text.find(name) if name else -1
+            if start >= 0:
+                at = tokens_of(encode.tokenizer, text, start, start + len(name))[-1]
+                length = len(encode.tokenizer(text, add_special_tokens=False)["input_ids"])
+                if length - at <= encode.length:
+                    row[encode.length - length + at] |= bits([thing])
+    return rows

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import CheckpointError, ConfigError, DecodeError, NotFoundError, SpecMismatchError
+from ..errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError
 from .checkpoint import unshared
 from .encoder import Encoder, build_encoder
 from .questions import QuestionEncoder, location_tokens
@@ -58,6 +58,15 @@ def identity_of(name: str | Path) -> str:
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A place in an image: 0..1 from the left and the top edge, and how likely the thing is inside the image."""
+
+    u: float
+    v: float
+    visible: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,21 +183,27 @@ class Pretrained:
             said.append(token)
         return str(self.tokenizer.decode(said)).strip()
 
-    def locate(
-        self, images: np.ndarray | Sequence[np.ndarray], phrase: str, view: str = "front"
-    ) -> tuple[float, float]:
-        """Where a thing is: u and v in 0..1 from the left and top edges of the `view` image.
+    @torch.no_grad()
+    def locate(self, image: np.ndarray, phrase: str, view: int = 0) -> Located:
+        """Where a thing is in an image.
 
-        Raises:
-            DecodeError: The answer is no place.
+        Args:
+            image: uint8 (height, width, 3).
+            phrase: What to find, for example ``the red cube``.
+            view: Number of the camera that took it, in the order of training.
         """
-        said = self.answer(images, f"where is the {phrase.strip().removeprefix('the ')} in the {view} view?")
-        places = location_tokens(self.tokenizer)
-        found = [places[t] for t in self.tokenizer(said, add_special_tokens=False)["input_ids"] if t in places]
-        if len(found) != 2:
-            raise DecodeError(f"expected two location tokens for {phrase!r}, got {said!r}")
-        edge = max(places.values()) + 1
-        return (found[1] + 0.5) / edge, (found[0] + 0.5) / edge
+        if not phrase.strip():
+            raise ConfigError("expected what to find, got nothing")
+        if not 0 <= view < self.cameras:
+            raise SpecMismatchError(f"expected a view from 0 to {self.cameras - 1}, got {view}")
+        readout = self.encoder.point_readout
+        if readout is None:
+            raise ConfigError("this model does not point")
+        ids = self.tokenizer(phrase.strip(), add_special_tokens=False)["input_ids"]
+        features = self.encoder.read(self._pixels(image), torch.tensor([[ids]]))
+        _, uv, visible = readout.look_up(features, slice(view, view + 1))
+        u, v = uv[0, 0, 0, 0].clamp(0.0, 1.0).tolist()
+        return Located(u=u, v=v, visible=float(visible[0, 0, 0, 0].sigmoid()))
 
     def _pixels(self, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         views = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +20,37 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Target of a token that is not to be predicted (PyTorch's own convention)."""
+ENOUGH = 20
+"""Cases of a context from which on it says something about the next word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A question with its answer, token by token.
+
+    Attributes:
+        tokens: (l,), padded on the left.
+        targets: At each token the one that should follow, or `IGNORE`, (l,).
+        looks: Which things to look at, a bit each, (2, l): first where a word stands for them, at its last token, then
+            where the next token is about them.
+        views: In the view of which camera, (2, l).
+    """
+
+    tokens: Int[np.ndarray, " l"]
+    targets: Int[np.ndarray, " l"]
+    looks: UInt8[np.ndarray, "2 l"]
+    views: UInt8[np.ndarray, "2 l"]
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> list[int]:
+    """Indices of the tokens that write the characters `start` to `end` of a text."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [k for k, (first, last) in enumerate(offsets) if first < end and last > start]
+
+
+def bits(things: Iterable[int]) -> int:
+    """Indices up to 7 as bits."""
+    return sum(1 << k for k in set(things))
 
 
 class QuestionEncoder:
@@ -43,17 +75,81 @@ class QuestionEncoder:
         """Tokens up to where the answer begins."""
         return [*self.ids(question), self.begin]
 
-    def __call__(self, question: str, answer: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Tokens (l,) and, at each, the token that should follow (or `IGNORE`); None where the text is too long."""
+    def __call__(
+        self,
+        question: str,
+        answer: str,
+        asked: Sequence[Mapping[str, Any]] = (),
+        meant: Sequence[Mapping[str, Any]] = (),
+    ) -> EncodedText | None:
+        """Encode one, with what its words stand for (`envs.questions.Mention`); None where the text is too long."""
         before, after = self.prompt(question), [*self.ids(answer), self.end]
         if len(before) + len(after) > self.length:
             return None
+        whole = before + after
         tokens = np.full(self.length, self.pad, np.int64)
         targets = np.full(self.length, IGNORE, np.int64)
-        whole = before + after
+        looks, views = np.zeros((2, 2, self.length), np.uint8)
         tokens[-len(whole) :] = whole
         targets[-len(after) - 1 : -1] = after
-        return tokens, targets
+        start = self.length - len(whole)
+        for mention in asked:
+            at = start + tokens_of(self.tokenizer, question, mention["start"], mention["end"])[-1]
+            looks[0, at], views[0, at] = bits(mention["things"]), mention["view"]
+        for mention in meant:
+            for k in tokens_of(self.tokenizer, answer, mention["start"], mention["end"]):
+                at = start + len(before) - 1 + k  # the token before says what comes next
+                looks[1, at], views[1, at] = bits(mention["things"]), mention["view"]
+        return EncodedText(tokens=tokens, targets=targets, looks=looks, views=views)
+
+
+class NamePriors:
+    """What text alone says of the next word of a name, so that training need not teach it.
+
+    Added to the logits in training and left out afterwards (logit adjustment, Menon et al. 2021): the model learns what
+    the picture adds to the text. Without this it learns that colour-shape pairs never named do not exist.
+
+    Args:
+        tokenizer: Tokenizer.
+        names: Names of things, such as ``red cube``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
+        split = [name.split() for name in names]
+        spelt = {w: tokenizer(w, add_special_tokens=False)["input_ids"] for name in split for w in name}
+        slots = ({name[0] for name in split if len(name) > 1}, {name[-1] for name in split})
+        self.slots = [sorted(spelt[word][0] for word in slot if len(spelt[word]) == 1) for slot in slots]
+        self.words = {token for slot in self.slots for token in slot}
+        self.size = len(tokenizer)
+        self.contexts: dict[tuple[str, int], int] = {}
+        self.counts: list[np.ndarray] = []
+
+    def index(self, kind: str, tokens: Sequence[int], targets: Sequence[int], *, learn: bool) -> np.ndarray:
+        """Row of `table` for each target of a question of some kind, 0 for none; with `learn` it is counted."""
+        found = np.zeros(len(tokens), np.int64)
+        last = -1
+        for k, (token, target) in enumerate(zip(tokens, targets)):
+            last = int(token) if int(token) in self.words else last
+            if int(target) not in self.words:
+                continue
+            row = self.contexts.get((kind, last))
+            if learn and row is None:
+                row = self.contexts[kind, last] = len(self.contexts) + 1
+                self.counts.append(np.zeros(self.size))
+            if row is not None:
+                found[k] = row
+                self.counts[row - 1][int(target)] += learn
+        return found
+
+    def table(self) -> Float[Tensor, "c w"]:
+        """Log-probability of each name word after each context, over that of a fair guess; the first row is 0."""
+        rows = np.zeros((len(self.counts) + 1, self.size), np.float32)
+        for row, count in zip(rows[1:], self.counts):
+            for slot in self.slots:
+                seen = count[slot]
+                if seen.sum() >= ENOUGH:
+                    row[slot] = np.log(len(slot) * (seen + 0.1) / (seen + 0.1).sum())
+        return torch.from_numpy(rows)
 
 
 def language_loss(

@@ -135,11 +135,24 @@ def record_demos(path, seeds=range(6), *, spec=None, success=True, length=7):
     return store.refresh()
 
 
+def asked_about(kind, question, answer, things, view=0):
+    """A question whose words in `things` stand for the things of these numbers, and the answer for all of them."""
+    mentions = [
+        {"start": question.index(word), "end": question.index(word) + len(word), "things": [k], "view": view}
+        for word, k in things.items()
+    ]
+    meant = [{"start": 0, "end": len(answer), "things": list(things.values()), "view": view}]
+    return {"kind": kind, "question": question, "answer": answer, "asked": mentions, "meant": meant}
+
+
 def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, field="objects", questions=False):
     """Labelled scenes: on a grey image, each item is a bright square where its label says."""
     spec = spec or make_embodiment()
     extra = FeatureSpec(name=field, shape=(items, 3 + 3 * len(spec.cameras)))
-    store = EpisodeStore.create(path, StoreSchema(embodiment=spec, extras=(extra,)))
+    cells = SIZE // 4
+    cover = FeatureSpec(name="cover", shape=(len(spec.cameras), cells * cells), dtype="uint8")
+    extras = (extra, cover) if questions else (extra,)
+    store = EpisodeStore.create(path, StoreSchema(embodiment=spec, extras=extras))
     colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
     names = ("red", "green", "blue")
     with EpisodeWriter(store, fsync=False, profile="raw", episodes_per_segment=5) as writer:
@@ -147,6 +160,7 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
             rng = np.random.default_rng([seed, 2])
             images = {c.name: np.full(c.shape, 90, np.uint8) for c in spec.cameras}
             objects = np.zeros((items, extra.shape[1]), np.float32)
+            covered = np.full((len(spec.cameras), cells, cells), 255, np.uint8)
             for k in range(items):
                 objects[k, :3] = rng.uniform(-0.3, 0.3, 3)
                 for n, camera in enumerate(spec.cameras):
@@ -154,6 +168,7 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
                     objects[k, 3 + 3 * n : 6 + 3 * n] = (u, v, 1.0)
                     row, column = int(v * SIZE), int(u * SIZE)
                     images[camera.name][row - 3 : row + 3, column - 3 : column + 3] = colours[k % 3]
+                    covered[n, (row - 3) // 4 : (row + 6) // 4, (column - 3) // 4 : (column + 6) // 4] = k
             texts = []
             for _ in range(sentences):
                 a, b = rng.choice(items, 2, replace=False).tolist()
@@ -162,15 +177,17 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
             if questions:
                 left = bool(objects[0, 3] < objects[1, 3])
                 v, u = (int(96 * x) for x in objects[0, [4, 3]])
+                meta["names"] = [*names[:items]]
                 meta["questions"] = [
-                    {"kind": "left", "question": "is red left of green?", "answer": "yes" if left else "no"},
-                    {"kind": "point", "question": "where is red?", "answer": f"<loc{v:02d}><loc{u:02d}>"},
-                    {"kind": "far", "question": "where in the wrist view is red?", "answer": "somewhere"},
+                    asked_about("left", "is red left of green?", "yes" if left else "no", {"red": 0, "green": 1}),
+                    asked_about("point", "where is red?", f"<loc{v:02d}><loc{u:02d}>", {"red": 0}),
+                    asked_about("far", "where in the wrist view is red?", "somewhere", {"red": 0}, view=1),
                 ]
             writer.begin(texts[0]["text"], meta=meta)
             state = rng.standard_normal(spec.state.dim).astype(np.float32)
             action = np.zeros(spec.action.dim, np.float32)
-            writer.step(images=images, state=state, action=action, extras={field: objects})
+            labels = {field: objects, "cover": covered.reshape(len(covered), -1)} if questions else {field: objects}
+            writer.step(images=images, state=state, action=action, extras=labels)
             writer.end(True)
     return store.refresh()
 

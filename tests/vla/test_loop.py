@@ -54,7 +54,7 @@ def state_of(loop):
     names = {id(p): k for k, p in loop.parameters.items()}
     state = {f"weight/{k}": p.detach().clone() for k, p in loop.parameters.items()}
     state |= {f"average/{k}": v.clone() for k, v in loop.average.items()}
-    for p, values in loop.optimizer.state.items():
+    for p, values in loop.optimizers[0][0].state.items():
         state |= {f"{names[id(p)]}/{k}": v.clone() for k, v in values.items()}
     return state
 
@@ -144,7 +144,7 @@ def test_interrupt_in_the_loss_saves_and_resumes(tmp_path, whole):
 def test_ctrl_c_in_the_middle_of_an_update_waits_until_the_step_is_whole(tmp_path, whole, request):
     """A real signal after the weights have moved, before the step is counted and averaged."""
     loop = make_loop(tmp_path / "a")
-    step, calls = loop.optimizer.step, []
+    step, calls = loop.optimizers[0][0].step, []
 
     def interrupted():
         step()
@@ -152,7 +152,7 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_until_the_step_is_whole(tmp_pat
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    loop.optimizer.step = interrupted
+    loop.optimizers[0][0].step = interrupted
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, outside))
     before = signal.getsignal(signal.SIGINT)
@@ -321,7 +321,7 @@ def test_decay_is_for_matrices_only_and_frozen_weights_stay(tmp_path):
     frozen = module[0].weight.detach().clone()
     loop = make_loop(tmp_path, module)
     assert set(loop.parameters) == {"3.weight", "3.bias", "4.weight", "4.bias"}
-    decayed, free = loop.optimizer.param_groups
+    decayed, free = loop.optimizers[0][0].param_groups
     assert [p.ndim for p in decayed["params"]] == [2]
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
     loop.run()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from brachium.errors import CheckpointError, ConfigError, DecodeError, NotFoundError, SpecMismatchError, StoreError
+from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError, StoreError
 from brachium.vla.checkpoint import load_checkpoint
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrain import Seeing, pretrain
@@ -48,7 +48,7 @@ def tokenizer(asked):
 
 def run(store, out, **options):
     options = {"model": make_recipe(points=True), "optimization": FAST, "seeing": Seeing(), "heldout": 4, **options}
-    settings = {"vocabulary": 330, "length": 24, "sentences": 2, "questions": 2, "device": "cpu"}
+    settings = {"vocabulary": 330, "length": 24, "sentences": 2, "questions": 2, "watch": (0, 1), "device": "cpu"}
     return pretrain(stores=[str(store.path)], out=str(out), **{**settings, **options})
 
 
@@ -80,7 +80,8 @@ def test_the_same_texts_give_the_same_tokens(asked, tokenizer):
 
 def test_only_the_answer_is_a_target(tokenizer):
     encode = QuestionEncoder(tokenizer, 12)
-    tokens, targets = encode("where is red?", "<loc07><loc95>")
+    made = encode("where is red?", "<loc07><loc95>")
+    tokens, targets = made.tokens, made.targets
     words = tokenizer.convert_ids_to_tokens(tokens)
     assert words[-7:] == ["Ġwhere", "Ġis", "Ġred", "?", "<bos>", "<loc07>", "<loc95>"] or words[-1] == "<eos>"
     shown = [(w, t) for w, t in zip(words, targets) if t != IGNORE]
@@ -138,7 +139,7 @@ def test_choices_are_read_where_targets_are():
 def test_a_few_scenes_are_learnt_by_heart(asked, tmp_path):
     few = record_scenes(tmp_path / "few", range(6), questions=True)
     # One of the six is held out; `again` shows all of them.
-    learn = replace(FAST, steps=300, batch_size=5, lr=5e-3, warmup=10, ema=0.8)
+    learn = replace(FAST, steps=300, batch_size=5, lr=5e-3, warmup=10, ema=0.8, muon=1.0)
     run(few, tmp_path / "out", optimization=learn, heldout=1, tests={"again": str(few.path)}, single=0.2)
     metrics = json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]
     assert metrics["eval/again/accuracy/left"] >= 5 / 6 - 1e-6
@@ -215,14 +216,23 @@ def test_an_answer_is_what_greedy_decoding_gives(made, asked):
         assert said.startswith(model.tokenizer.decode([first]).strip())
 
 
-def test_a_place_is_read_from_location_tokens(made, monkeypatch):
+def test_a_place_is_what_the_point_readout_says(made, asked):
+    """Of the phrase alone, in one image, as in the pass over all cameras."""
     model = Pretrained.load(made / "model")
-    image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    monkeypatch.setattr(Pretrained, "answer", lambda self, images, question: "<loc10><loc50>")
-    assert model.locate(image, "the red cube") == pytest.approx((50.5 / 96, 10.5 / 96))
-    monkeypatch.setattr(Pretrained, "answer", lambda self, images, question: "no idea")
-    with pytest.raises(DecodeError, match="two location tokens"):
-        model.locate(image, "red cube")
+    images = [asked.read_images(name, np.array([0]))[0] for name in ("front", "wrist")]
+    ids = model.tokenizer("the red cube", add_special_tokens=False)["input_ids"]
+    for view, image in enumerate(images):
+        pixels = torch.from_numpy(image)[None, None]
+        found = model.locate(image, "the red cube", view=view)
+        assert 0 <= found.visible <= 1
+        features = model.encoder.read(pixels, torch.tensor([[ids]]))
+        twice = {"vision": features.vision.expand(-1, 2, -1, -1), "tokens": features.tokens.expand(-1, 2, -1, -1)}
+        alike = replace(features, **twice)
+        points = model.encoder.point_readout(alike, torch.zeros(1, len(model.encoder.body)))
+        assert (found.u, found.v) == pytest.approx(tuple(points.uv[0, 0, 0, view].clamp(0, 1).tolist()), abs=1e-6)
+    for phrase, view, words in ((" ", 0, "what to find"), ("red", 2, "a view from 0 to 1")):
+        with pytest.raises((ConfigError, SpecMismatchError), match=words):
+            model.locate(images[0], phrase, view=view)
 
 
 def test_a_head_is_trained_on_it(made, tmp_path):

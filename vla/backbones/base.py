@@ -20,6 +20,9 @@ class BackboneFeatures:
         text: Language-model states at the text tokens, (b, k, l, d).
         text_mask: True at real text tokens, (b, k, l).
         readout: Language-model states at the readout tokens after each text, (b, k, r, d).
+        tokens: Image tokens as they enter the language model, (b, n, i, d); the image tokens proper, no markers.
+        attention: Of each layer that was watched, how the first head divides its attention of each text token among
+            those image tokens, (b, k, l, n * i).
     """
 
     vision: Float[torch.Tensor, "b n p v"]
@@ -28,11 +31,17 @@ class BackboneFeatures:
     text: Float[torch.Tensor, "b k l d"]
     text_mask: Bool[torch.Tensor, "b k l"]
     readout: Float[torch.Tensor, "b k r d"]
+    tokens: Float[torch.Tensor, "b n i d"]
+    attention: tuple[Float[torch.Tensor, "b k l ni"], ...] = ()
 
     def first_texts(self, count: int) -> BackboneFeatures:
         """The features with the first `count` texts only."""
         return replace(
-            self, text=self.text[:, :count], text_mask=self.text_mask[:, :count], readout=self.readout[:, :count]
+            self,
+            text=self.text[:, :count],
+            text_mask=self.text_mask[:, :count],
+            readout=self.readout[:, :count],
+            attention=tuple(shares[:, :count] for shares in self.attention),
         )
 
 
@@ -42,6 +51,7 @@ class Backbone(Protocol):
     width: int
     vision_width: int
     pixel_mean: torch.Tensor
+    token_grid: tuple[int, int]
 
     def fit_pixels(self, images: UInt8[torch.Tensor, "b n height width 3"]) -> None:
         """Set the pixel normalisation from images."""
@@ -51,8 +61,12 @@ class Backbone(Protocol):
         images: UInt8[torch.Tensor, "b n height width 3"],
         tokens: Int[torch.Tensor, "b k l"],
         token_mask: Bool[torch.Tensor, "b k l"],
+        watch: tuple[int, ...] = (),
     ) -> BackboneFeatures:
-        """Encode images and k texts about them; a text sees the images and itself, never the other texts."""
+        """Encode images and k texts about them; a text sees the images and itself, never the other texts.
+
+        `watch` names layers whose attention is wanted.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +93,7 @@ class VLMFamily(Protocol):
         two_way: Whether image tokens see later ones too.
         image_size: Edge of an image [px].
         grid: Rows and columns of patches.
+        token_grid: Rows and columns of image tokens.
         vision_width: Width of the patch features.
     """
 
@@ -87,10 +102,15 @@ class VLMFamily(Protocol):
     two_way: bool
     image_size: int
     grid: tuple[int, int]
+    token_grid: tuple[int, int]
     vision_width: int
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         """Read the model's configuration."""
+
+    @property
+    def layers(self) -> Any:
+        """The layers of the language model, a `ModuleList`."""
 
     def look(self, pixels: Float[torch.Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of normalised images."""

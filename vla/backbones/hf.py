@@ -6,7 +6,8 @@ The nano model and its large published relatives are loaded by this one code pat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class HFBackbone(nn.Module):
             )
         self.family = _family_of(self.vlm, image_size)
         self.image_size, self.grid = self.family.image_size, self.family.grid
+        self.token_grid = self.family.token_grid
         self.width = int(self.vlm.config.text_config.hidden_size)
         self.vision_width = self.family.vision_width
         self.readouts = nn.Parameter(torch.randn(readouts, self.width) * 0.02)
@@ -123,8 +125,9 @@ class HFBackbone(nn.Module):
         images: UInt8[Tensor, "b n height width 3"],
         tokens: Int[Tensor, "b k l"],
         token_mask: Bool[Tensor, "b k l"],
+        watch: tuple[int, ...] = (),
     ) -> BackboneFeatures:
-        """Encode images and k texts about them."""
+        """Encode images and k texts about them; `watch` names layers whose attention is wanted (kernel `eager`)."""
         b, n = images.shape[:2]
         k, length = tokens.shape[1:]
         count = self.readouts.shape[0]
@@ -136,14 +139,16 @@ class HFBackbone(nn.Module):
         mask, steps = shared_prefix_mask(prefix.shape[1], token_mask, count, two_way=self.family.two_way)
         before, start = self.family.positions(n)
         before = before.to(steps.device)
-        states = self.family.read(
-            torch.cat([prefix, suffix.reshape(b, -1, self.width)], dim=1),
-            torch.zeros_like(mask, dtype=prefix.dtype).masked_fill(~mask, torch.finfo(prefix.dtype).min),
-            torch.cat([before[:, None].expand(-1, b, -1), (start + steps).expand(len(before), -1, -1)], dim=2),
-            visual,
-            seen.deep,
-        )
+        with _watched(self.family.layers, watch) as watched:
+            states = self.family.read(
+                torch.cat([prefix, suffix.reshape(b, -1, self.width)], dim=1),
+                torch.zeros_like(mask, dtype=prefix.dtype).masked_fill(~mask, torch.finfo(prefix.dtype).min),
+                torch.cat([before[:, None].expand(-1, b, -1), (start + steps).expand(len(before), -1, -1)], dim=2),
+                visual,
+                seen.deep,
+            )
         m = prefix.shape[1]
+        shares = [weights[:, 0, m:, :m][..., visual] for weights in watched]
         after = states[:, m:].reshape(b, k, length + count, self.width)
         return BackboneFeatures(
             vision=seen.patches.reshape(b, n, -1, self.vision_width),
@@ -152,7 +157,34 @@ class HFBackbone(nn.Module):
             text=after[:, :, :length],
             text_mask=token_mask,
             readout=after[:, :, length:],
+            tokens=seen.tokens.unflatten(0, (b, n)),
+            attention=tuple(share.unflatten(1, (k, length + count))[:, :, :length] for share in shares),
         )
+
+
+@contextmanager
+def _watched(layers: Any, numbers: tuple[int, ...]) -> Iterator[list[Tensor]]:
+    """Collect the attention of some layers, (b, heads, q, q) each, while the block runs."""
+    found: dict[int, Tensor] = {}
+    result: list[Tensor] = []
+
+    def keep(number: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            found[number] = output[1]
+
+        return hook
+
+    if any(not 0 <= number < len(layers) for number in numbers):
+        raise ConfigError(f"expected layers to watch from 0 to {len(layers) - 1}, got {numbers}")
+    handles = [layers[number].self_attn.register_forward_hook(keep(number)) for number in numbers]
+    try:
+        yield result
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(found[number] is None for number in numbers):
+        raise ConfigError("to watch attention the model must run with attention=eager, which keeps it")
+    result += [found[number] for number in numbers]
 
 
 def shared_prefix_mask(

@@ -32,8 +32,13 @@ class PaliGemma(VLMFamily):
                 f"image_size: PaliGemma's vision tower takes {self.image_size} px alone, got {image_size}"
             )
         side = self.image_size // int(vision.patch_size)
-        self.grid = (side, side)
+        self.grid = self.token_grid = (side, side)
         self.vision_width = int(vision.hidden_size)
+
+    @property
+    def layers(self) -> Any:
+        """Gemma's."""
+        return self.vlm.model.language_model.layers
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of images."""

@@ -37,10 +37,16 @@ class QwenVL(VLMFamily):
             raise ConfigError(f"image_size: expected a multiple of {unit} px, got {self.image_size}")
         side = self.image_size // self.patch
         self.grid, self.merged = (side, side), side // self.merge
+        self.token_grid = (self.merged, self.merged)
         self.vision_width = int(vision.hidden_size)
         clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
         half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.pixels = clip if vlm.config.model_type == "qwen2_5_vl" else half
+
+    @property
+    def layers(self) -> Any:
+        """Qwen's."""
+        return self.vlm.model.language_model.layers
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of images."""

@@ -30,8 +30,13 @@ class SmolVLM(VLMFamily):
             )
         side = self.image_size // int(vision.patch_size)
         self.grid = (side, side)
-        self.tokens = (side // int(vlm.config.scale_factor)) ** 2
+        self.token_grid = (side // int(vlm.config.scale_factor),) * 2
         self.vision_width = int(vision.hidden_size)
+
+    @property
+    def layers(self) -> Any:
+        """Llama's."""
+        return self.core.text_model.layers
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of images."""
@@ -45,7 +50,7 @@ class SmolVLM(VLMFamily):
 
     def positions(self, cameras: int) -> tuple[Int[Tensor, "x p"], int]:
         """0, 1, 2, ..."""
-        count = cameras * self.tokens
+        count = cameras * self.token_grid[0] * self.token_grid[1]
         return torch.arange(count)[None], count
 
     def read(
