@@ -17,11 +17,13 @@ from ..errors import SpecMismatchError, StoreError
 from .ground import Grounding, SceneBatch, SceneData
 from .looking import Looks, token_labels
 from .model import stack_images, tool_pose
-from .questions import IGNORE, NamePriors, QuestionEncoder, bits, tokens_of
+from .questions import IGNORE, NamePriors, QuestionEncoder, Speller, bits
 from .tokenizer import InstructionEncoder
 
 COVER = "cover"
 """Extra field of a store of scenes: which thing covers each cell of each camera's image."""
+AT_ONCE = 1000
+"""Scenes whose texts are spelt at once."""
 THINGS = 8
 """Things of a scene at most."""
 
@@ -148,13 +150,16 @@ class Mixture:
             part = SceneData(store, encode, options, device, evaluation=evaluation)
             self.parts.append(part)
             training = set(part.train.tolist())
-            self.texts.append(
-                [
-                    _encode(ask, episode.meta["questions"], store, self.priors, learn=k in training)
-                    for k, episode in enumerate(store.episodes)
+            self.texts.append([])
+            for start in range(0, len(store.episodes), AT_ONCE):
+                some = list(store.episodes[start : start + AT_ONCE])
+                ask.spell.learn(q[part] for e in some for q in e.meta["questions"] for part in ("question", "answer"))
+                self.texts[-1] += [
+                    _encode(ask, episode.meta["questions"], store, self.priors, learn=start + k in training)
+                    for k, episode in enumerate(some)
                 ]
-            )
-            self.commands.append(np.stack([_look_up(encode, episode.meta) for episode in store.episodes]))
+            spell = Speller(tokenizer)
+            self.commands.append(np.stack([_look_up(spell, max_tokens, e.meta) for e in store.episodes]))
             self.names.append(np.stack([self._spelt(episode.meta["names"]) for episode in store.episodes]))
         counts = np.array([max(1, len(part.train)) for part in self.parts], float)
         self.share = counts / counts.sum()
@@ -292,17 +297,16 @@ def _encode(
     )
 
 
-def _look_up(encode: InstructionEncoder, meta: Mapping[str, Any]) -> UInt8[np.ndarray, "k l"]:
+def _look_up(spell: Speller, length: int, meta: Mapping[str, Any]) -> UInt8[np.ndarray, "k l"]:
     """Which thing the last token of each name in the commands of a scene stands for, as bits."""
-    rows = np.zeros((len(meta["sentences"]), encode.length), np.uint8)
+    rows = np.zeros((len(meta["sentences"]), length), np.uint8)
     for row, sentence in zip(rows, meta["sentences"]):
         text = sentence["text"]
         for thing in sentence["roles"].values():
             name = meta["names"][thing]
             start = text.find(name) if name else -1
             if start >= 0:
-                at = tokens_of(encode.tokenizer, text, start, start + len(name))[-1]
-                length = len(encode.tokenizer(text, add_special_tokens=False)["input_ids"])
-                if length - at <= encode.length:
-                    row[encode.length - length + at] |= bits([thing])
+                from_end = len(spell(text)) - spell.within(text, start, start + len(name))[-1]
+                if from_end <= length:
+                    row[-from_end] |= bits([thing])
     return rows

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from brachium.errors import CheckpointError, ConfigError
-from brachium.vla.backbones.hf import HFBackbone, shared_prefix_mask
+from brachium.vla.backbones.hf import HFBackbone, pack, unpacked
 
 from .conftest import SIZE, WIDTH, vlm_config
 
@@ -121,7 +121,8 @@ def test_the_mask_by_its_rule(data):
     real = torch.tensor(data.draw(st.lists(st.booleans(), min_size=b * k * length, max_size=b * k * length)))
     real = real.reshape(b, k, length)
     two_way = data.draw(st.booleans())
-    mask, steps = shared_prefix_mask(prefix, real, readouts, two_way=two_way)
+    steps, packing = pack(prefix, real, readouts, two_way=two_way)
+    mask = unpacked(packing, torch.float32) == 0.0
     each = length + readouts
     total = prefix + k * each
     assert mask.shape == (b, 1, total, total)
@@ -151,12 +152,44 @@ def test_the_mask_by_its_rule(data):
                 assert bool(mask[i, 0, q, seen]) == expected, (q, seen)
 
 
-@torch.no_grad()
-def test_eager_and_sdpa_agree():
-    a, b = make(attention="sdpa"), make(attention="eager")
-    b.load_state_dict(a.state_dict())
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+def test_kernels_agree(attention):
+    """Features and gradients, against the plain kernel with the whole mask."""
+    plain, other = make(attention="eager"), make(attention=attention)
+    other.load_state_dict(plain.state_dict())
     inputs = make_inputs()
-    torch.testing.assert_close(a(*inputs).readout, b(*inputs).readout, **CLOSE)
+    for name in ("vision", "image", "text", "readout"):
+        torch.testing.assert_close(getattr(plain(*inputs), name), getattr(other(*inputs), name), **CLOSE)
+    for model in (plain, other):
+        features = model(*inputs)
+        (features.readout.square().sum() + features.text[inputs[2]].square().sum()).backward()
+    for (name, one), two in zip(plain.named_parameters(), other.parameters()):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@torch.no_grad()
+def test_watched_attention_is_the_plain_kernels():
+    plain, packed = make(attention="eager"), make(attention="packed")
+    packed.load_state_dict(plain.state_dict())
+    images, tokens, mask = make_inputs()
+    seen = []
+    handles = [
+        layer.self_attn.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+        for layer in plain.family.layers
+    ]
+    plain(images, tokens, mask)
+    for handle in handles:
+        handle.remove()
+    watched = packed(images, tokens, mask, (1, 0)).attention
+    m, each = 2 * packed.token_grid[0] * packed.token_grid[1], tokens.shape[2] + 3
+    for layer, share in zip((1, 0), watched):
+        expected = seen[layer][:, 0, m:, :m].unflatten(1, (3, each))[:, :, : tokens.shape[2]]
+        torch.testing.assert_close(share, expected, **CLOSE)
+    with pytest.raises(ConfigError, match="attention=packed"):
+        plain(images, tokens, mask, (0,))
+    with pytest.raises(ConfigError, match="layers to watch from 0 to 1"):
+        packed(images, tokens, mask, (2,))
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
+from .packed import Packing
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneFeatures:
@@ -124,9 +126,13 @@ class VLMFamily(Protocol):
     def read(
         self,
         embeddings: Float[torch.Tensor, "b q d"],
-        mask: Float[torch.Tensor, "b 1 q q"],
+        mask: Float[torch.Tensor, "b 1 q q"] | None,
         positions: Int[torch.Tensor, "x b q"],
         visual: Bool[torch.Tensor, " p"],
         deep: tuple[torch.Tensor, ...],
+        packing: Packing | None,
     ) -> Float[torch.Tensor, "b q d"]:
-        """Last states of the language model; `mask` is additive, `visual` and `deep` are of the image tokens."""
+        """Last states of the language model; `visual` and `deep` are of the image tokens.
+
+        Who sees whom is in `mask`, which is additive, or in `packing`.
+        """

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ...errors import CheckpointError, ConfigError
 from .base import BackboneFeatures, VLMFamily
+from .packed import KERNEL, Packing
 from .paligemma import PaliGemma
 from .qwen_vl import QwenVL
 from .smolvlm import SmolVLM
@@ -38,8 +39,8 @@ class HFBackbone(nn.Module):
         vocab_size: Size of the tokenizer; used with `config`.
         readouts: Number of learned tokens appended to each text (1 + number of roles).
         image_size: Edge at which images enter the vision tower [px]; None for the model's own.
-        attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, or ``auto``: `eager` in training on a CPU,
-            where the backward pass of PyTorch's fused kernel is several times slower for short sequences, else `sdpa`.
+        attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, ``packed`` (`packed_attention`), or
+            ``auto``: `packed` in training, else `sdpa`.
     """
 
     pixel_mean: Tensor
@@ -81,9 +82,12 @@ class HFBackbone(nn.Module):
         """Switch between training and evaluation, and with `attention` ``auto`` between the kernels fast at each."""
         super().train(mode)
         if self.attention == "auto":
-            slow_backward = mode and self.readouts.device.type == "cpu"
-            self.vlm.set_attn_implementation("eager" if slow_backward else "sdpa")
+            self.vlm.set_attn_implementation(KERNEL if mode else "sdpa")
         return self
+
+    @property
+    def _packs(self) -> bool:
+        return str(self.vlm.config.text_config._attn_implementation) == KERNEL
 
     def resolved_config(self) -> dict[str, Any]:
         """The whole configuration, enough to build the same model without `path`."""
@@ -127,7 +131,7 @@ class HFBackbone(nn.Module):
         token_mask: Bool[Tensor, "b k l"],
         watch: tuple[int, ...] = (),
     ) -> BackboneFeatures:
-        """Encode images and k texts about them; `watch` names layers whose attention is wanted (kernel `eager`)."""
+        """Encode images and k texts about them; `watch` names layers whose attention is wanted (kernel `packed`)."""
         b, n = images.shape[:2]
         k, length = tokens.shape[1:]
         count = self.readouts.shape[0]
@@ -136,19 +140,23 @@ class HFBackbone(nn.Module):
         words = self.vlm.get_input_embeddings()(tokens)
         asks = self.readouts.to(words.dtype).expand(b, k, count, self.width)
         suffix = torch.cat([words, asks], dim=2)
-        mask, steps = shared_prefix_mask(prefix.shape[1], token_mask, count, two_way=self.family.two_way)
+        m = prefix.shape[1]
+        steps, packing = pack(m, token_mask, count, two_way=self.family.two_way)
+        mask = None if self._packs else unpacked(packing, prefix.dtype)
         before, start = self.family.positions(n)
         before = before.to(steps.device)
+        if watch and not self._packs:
+            raise ConfigError(f"to watch attention the model must run with attention=packed, got {self.attention}")
         with _watched(self.family.layers, watch) as watched:
             states = self.family.read(
                 torch.cat([prefix, suffix.reshape(b, -1, self.width)], dim=1),
-                torch.zeros_like(mask, dtype=prefix.dtype).masked_fill(~mask, torch.finfo(prefix.dtype).min),
+                mask,
                 torch.cat([before[:, None].expand(-1, b, -1), (start + steps).expand(len(before), -1, -1)], dim=2),
                 visual,
                 seen.deep,
+                packing if self._packs else None,
             )
-        m = prefix.shape[1]
-        shares = [weights[:, 0, m:, :m][..., visual] for weights in watched]
+        shares = [weights[:, 0][..., visual] for weights in watched]
         after = states[:, m:].reshape(b, k, length + count, self.width)
         return BackboneFeatures(
             vision=seen.patches.reshape(b, n, -1, self.vision_width),
@@ -164,7 +172,7 @@ class HFBackbone(nn.Module):
 
 @contextmanager
 def _watched(layers: Any, numbers: tuple[int, ...]) -> Iterator[list[Tensor]]:
-    """Collect the attention of some layers, (b, heads, q, q) each, while the block runs."""
+    """Collect, of some layers, the attention of text tokens to the prefix, (b, heads, t, m) each, as the block runs."""
     found: dict[int, Tensor] = {}
     result: list[Tensor] = []
 
@@ -182,15 +190,13 @@ def _watched(layers: Any, numbers: tuple[int, ...]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    if any(found[number] is None for number in numbers):
-        raise ConfigError("to watch attention the model must run with attention=eager, which keeps it")
     result += [found[number] for number in numbers]
 
 
-def shared_prefix_mask(
+def pack(
     prefix: int, token_mask: Bool[Tensor, "b k l"], readouts: int, *, two_way: bool = False
-) -> tuple[Bool[Tensor, "b 1 q q"], Int[Tensor, "b t"]]:
-    """Attention mask of ``[prefix][text 1][readouts]...[text k][readouts]``, and steps after the prefix of the texts.
+) -> tuple[Int[Tensor, "b t"], Packing]:
+    """Steps after the prefix of ``[prefix][text 1][readouts]...[text k][readouts]``, and who sees whom.
 
     The prefix is causal, or `two_way`; a text sees the prefix and, causally, itself. Padding is seen by nobody but
     itself (a row without any key has no softmax).
@@ -198,16 +204,25 @@ def shared_prefix_mask(
     b, k, length = token_mask.shape
     each, device = length + readouts, token_mask.device
     real = torch.cat([token_mask, torch.ones(b, k, readouts, dtype=torch.bool, device=device)], dim=2)
-    total = prefix + k * each
-    mask = torch.zeros(b, total, total, dtype=torch.bool, device=device)
-    images = torch.ones(prefix, prefix, dtype=torch.bool, device=device)
-    mask[:, :prefix, :prefix] = images if two_way else images.tril()
-    mask[:, prefix:, :prefix] = True
     causal = torch.ones(each, each, dtype=torch.bool, device=device).tril()
-    block = torch.kron(torch.eye(k, device=device), causal.float()).bool()
-    mask[:, prefix:, prefix:] = block & real.reshape(b, 1, -1)
-    mask |= torch.eye(total, dtype=torch.bool, device=device)
-    return mask[:, None], (real.cumsum(dim=2) - 1).clamp(min=0).reshape(b, -1)
+    own = causal & real[:, :, None] | torch.eye(each, dtype=torch.bool, device=device)
+    images = torch.ones(prefix, prefix, dtype=torch.bool, device=device)
+    steps = (real.cumsum(dim=2) - 1).clamp(min=0).reshape(b, -1)
+    return steps, Packing(prefix=images if two_way else images.tril(), own=own)
+
+
+def unpacked(packing: Packing, dtype: torch.dtype) -> Float[Tensor, "b 1 q q"]:
+    """The same as one additive mask, for kernels that know no packing."""
+    b, k, each, _ = packing.own.shape
+    prefix = len(packing.prefix)
+    total = prefix + k * each
+    seen = torch.zeros(b, total, total, dtype=torch.bool, device=packing.own.device)
+    seen[:, :prefix, :prefix] = packing.prefix
+    seen[:, prefix:, :prefix] = True
+    for text in range(k):
+        place = slice(prefix + text * each, prefix + (text + 1) * each)
+        seen[:, place, place] = packing.own[:, text]
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _family_of(vlm: Any, image_size: int | None) -> VLMFamily:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .base import Seen, VLMFamily
+from .packed import Packing, given
 
 
 class PaliGemma(VLMFamily):
@@ -58,12 +59,13 @@ class PaliGemma(VLMFamily):
     def read(
         self,
         embeddings: Float[Tensor, "b q d"],
-        mask: Float[Tensor, "b 1 q q"],
+        mask: Float[Tensor, "b 1 q q"] | None,
         positions: Int[Tensor, "x b q"],
         visual: Bool[Tensor, " p"],
         deep: tuple[Tensor, ...],
+        packing: Packing | None,
     ) -> Float[Tensor, "b q d"]:
         """One pass of the language model."""
         return self.vlm.model.language_model(
-            inputs_embeds=embeddings, position_ids=positions[0], attention_mask=mask, use_cache=False
+            inputs_embeds=embeddings, position_ids=positions[0], attention_mask=mask, use_cache=False, **given(packing)
         ).last_hidden_state

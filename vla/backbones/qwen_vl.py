@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .base import Seen, VLMFamily
+from .packed import Packing, given
 
 
 class QwenVL(VLMFamily):
@@ -91,17 +92,18 @@ class QwenVL(VLMFamily):
     def read(
         self,
         embeddings: Float[Tensor, "b q d"],
-        mask: Float[Tensor, "b 1 q q"],
+        mask: Float[Tensor, "b 1 q q"] | None,
         positions: Int[Tensor, "x b q"],
         visual: Bool[Tensor, " p"],
         deep: tuple[Tensor, ...],
+        packing: Packing | None,
     ) -> Float[Tensor, "b q d"]:
         """One pass of the language model."""
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = given(packing)
         if deep:
             where = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
             where[:, : len(visual)] = visual
-            extra = {
+            extra |= {
                 "visual_pos_masks": where,
                 "deepstack_visual_embeds": [features.flatten(0, 1) for features in deep],
             }
