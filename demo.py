@@ -36,8 +36,8 @@ def demo(
     vector: Callable[..., Any],
     out: str = "outputs/demo",
     tables: int = 2500,
-    demos: int = 400,
-    episodes: int = 120,
+    demos: int = 200,
+    episodes: int = 100,
     workers: int = 2,
     num_envs: int = 8,
     videos: int = 4,
@@ -52,7 +52,8 @@ def demo(
         scenes: Factory of labelled scenes for grounding.
         model: Recipe of the model.
         grounding: Grounding stage; only without `encoder`.
-        encoder: Pretrained model that sees and reads (``brachium pretrain``); null grounds a fresh one here.
+        encoder: Pretrained model that sees and reads: ``nano``, which comes with brachium, or a folder that ``brachium
+            pretrain`` made; null grounds a fresh one here.
         optimization: Training of the head.
         executor: Turns chunks into actions.
         vector: Makes a vector environment from factories.
@@ -65,6 +66,9 @@ def demo(
         videos: Videos a task.
         device: ``cpu``, ``cuda`` or ``auto``.
     """
+    if encoder is not None and model.backbone.get("path"):
+        log(f"model.backbone.path={model.backbone['path']} takes the place of encoder={encoder}")
+        encoder = None
     if encoder is not None:
         find_pretrained(encoder)
     folder = Path(out)

@@ -13,7 +13,7 @@ from .pretrained import Pretrained
 from .tokenizer import LOCATIONS
 
 
-def ask(*, image: str, question: str, vlm: str, out: str | None = None) -> int:
+def ask(*, image: str, question: str, vlm: str = "nano", out: str | None = None) -> int:
     """Answer a question about an image file.
 
     What ``brachium pretrain`` makes knows rendered tables: ``what color is the cube?``,
@@ -23,7 +23,7 @@ def ask(*, image: str, question: str, vlm: str, out: str | None = None) -> int:
     Args:
         image: PNG or JPEG; a picture of the front camera.
         question: What to ask.
-        vlm: Pretrained model: the folder that ``brachium pretrain`` made.
+        vlm: Pretrained model: ``nano``, which is there, or the folder that ``brachium pretrain`` made.
         out: Where to draw the places that an answer names, as PNG; by default beside the image.
     """
     pixels = read_image(Path(image))

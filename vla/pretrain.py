@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from ..console import human_time, log, require_disk
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError
+from .card import recipe_hash
 from .encoder import Encoder, build_encoder, word_loss
 from .ground import Grounding
 from .grounding import grounding_loss, inside
 from .looking import PatchNames, looking_loss
 from .loop import Optimization, TrainLoop
-from .pretrain_data import Mixture, PretrainBatch, corpus_of, names_of, same_body
+from .pretrain_data import Mixture, PretrainBatch, corpus_of, names_of, record_all, same_body
 from .pretrained import Pretrained
+from .probe import linear_probe
 from .questions import IGNORE, blurred_targets, choices, language_loss, location_tokens, score
 from .recipe import Recipe
 from .tokenizer import subword_tokenizer
@@ -58,11 +61,14 @@ class Seeing:
 
 def pretrain(
     *,
-    stores: Sequence[str],
     model: Recipe,
     optimization: Optimization,
     seeing: Seeing,
+    stores: Sequence[str] | None = None,
     tests: Mapping[str, str] | None = None,
+    scenes: Mapping[str, Callable[..., Any]] | None = None,
+    recorder: Callable[..., Any] | None = None,
+    tables: Mapping[str, int] | None = None,
     out: str = "outputs/pretrain",
     vocabulary: int = 640,
     length: int = 32,
@@ -82,11 +88,15 @@ def pretrain(
     Face's layout, ``OUT/model``, that ``brachium train encoder=OUT/model`` and ``brachium ask`` take.
 
     Args:
-        stores: Episode stores of scenes with questions (``brachium record env=pretraining``), of one or several robots.
         model: Recipe of the model; its backbone is trained.
         optimization: How the stage with words is trained; a batch is of scenes.
         seeing: The stage without labels.
+        stores: Episode stores of scenes with questions (``brachium record env=pretraining``), of one or several robots;
+            null records them first, into OUT/scenes.
         tests: Name -> store of scenes to score on, beside the held-out scenes of `stores`.
+        scenes: Robot -> factory of scenes, for recording.
+        recorder: Records scenes from a factory.
+        tables: Robot -> number of tables to record; each is seen in several arm poses.
         out: Folder.
         vocabulary: Subwords of the tokenizer, beside its location tokens.
         length: Tokens of a question with its answer.
@@ -102,17 +112,20 @@ def pretrain(
         device: ``cpu``, ``cuda`` or ``auto``.
     """
     begin = time.monotonic()
-    if not stores:
+    if not stores and not (scenes and recorder and tables):
         raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
     if not model.points or model.backbone.get("path"):
         raise ConfigError(
             "pretraining makes a new model that points: expected model.points=true and a backbone without path, got "
             f"points={model.points} and path={model.backbone.get('path')}. Type model=nano"
         )
-    opened = [EpisodeStore.open(path) for path in stores]
-    others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}
     folder, place = Path(out), torch.device(choose_device(device))
     require_disk(folder, 200e6, "pretraining")
+    if not stores:
+        assert scenes and recorder and tables  # noqa: PT018
+        stores, tests = record_all(scenes, recorder, tables, folder / "scenes")
+    opened = [EpisodeStore.open(path) for path in stores]
+    others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}
     tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
     recipe = replace(model, max_tokens=min(model.max_tokens, length))
     encoder = _fresh(recipe, tokenizer, *same_body([*opened, *others.values()]), optimization.seed).to(place)
@@ -147,6 +160,12 @@ def pretrain(
         alone = torch.rand((), generator=generator).item() < single
         return pretraining_loss(encoder, patches, batch, blurred, priors, watch=tuple(watch), alone=alone)
 
+    identity = {
+        "data": [store.fingerprint for store in opened],
+        "backbone": dict(recipe.backbone),
+        "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
+        "settings": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
+    }
     loop = TrainLoop(
         name="speak",
         module=nn.ModuleDict({"encoder": encoder, "patches": patches}),
@@ -157,12 +176,7 @@ def pretrain(
         resume=resume,
         evaluate=lambda: evaluate_pretraining(encoder, tested),
         evaluate_every=evaluate_every,
-        identity={
-            "data": [store.fingerprint for store in opened],
-            "backbone": dict(recipe.backbone),
-            "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
-            "settings": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
-        },
+        identity=identity,
     )
     log(
         f"pretraining {sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M parameters on "
@@ -175,9 +189,12 @@ def pretrain(
     seconds = time.monotonic() - begin
     notes = {
         "metrics": {**metrics, **blinded},
+        "probe": linear_probe(encoder, data),
         "seconds": seconds,
+        "machine": f"{os.cpu_count()} CPU cores" if place.type == "cpu" else torch.cuda.get_device_name(place),
+        "recipe": recipe_hash({**identity, "optimization": vars(optimization)}),
         "scenes": sum(len(part.train) for part in data.parts),
-        "stores": {str(store.path): store.fingerprint for store in opened},
+        "stores": {store.path.name: store.fingerprint for store in opened},
         "optimization": vars(optimization),
         "seeing": None if seeing.optimization is None else vars(seeing.optimization),
         "parameters": sum(p.numel() for p in encoder.parameters()),

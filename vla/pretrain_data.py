@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from ..datasets.store import EpisodeStore
-from ..errors import SpecMismatchError, StoreError
+from ..errors import ConfigError, SpecMismatchError, StoreError
 from .ground import Grounding, SceneBatch, SceneData
 from .looking import Looks, token_labels
 from .model import stack_images, tool_pose
@@ -26,6 +28,32 @@ AT_ONCE = 1000
 """Scenes whose texts are spelt at once."""
 THINGS = 8
 """Things of a scene at most."""
+
+
+TESTS = ("pair", "paraphrase")
+"""Splits of scenes that are for scores only."""
+TEST_TABLES, TEST_SEED = 150, 2_000_000
+"""Tables of each of them, and the first of their seeds, far from those of training."""
+
+
+def record_all(
+    scenes: Mapping[str, Callable[..., Any]],
+    recorder: Callable[..., Any],
+    tables: Mapping[str, int],
+    folder: Path,
+) -> tuple[list[str], dict[str, str]]:
+    """Record what is not there yet: training scenes of every robot, and test scenes of the first; their folders."""
+    if unknown := sorted(set(tables) - set(scenes)):
+        raise ConfigError(f"tables: expected robots of {sorted(scenes)}, got {unknown}")
+    stores, tests = [], {}
+    for robot, count in tables.items():
+        stores.append(str(folder / robot))
+        recorder(env=scenes[robot], out=stores[-1], episodes=count)
+    first = scenes[next(iter(tables))]
+    for split in TESTS:
+        tests[split] = str(folder / split)
+        recorder(env=partial(first, split=split), out=tests[split], episodes=TEST_TABLES, seed=TEST_SEED)
+    return stores, tests
 
 
 def corpus_of(stores: Sequence[EpisodeStore]) -> set[str]:
@@ -213,13 +241,17 @@ class Mixture:
             kinds=tuple(tuple(t.kinds[k] for k in row) for t, row in zip(asked, rows)),
         )
 
+    def cover(self, which: int, scenes: np.ndarray) -> Int[Tensor, "b n side side"]:
+        """Which thing covers each cell of some scenes' images; `THINGS` for none."""
+        part = self.parts[which]
+        cover = part.store.lowdim(COVER)[scenes].reshape(len(scenes), len(part.spec.cameras), -1)
+        side = math.isqrt(cover.shape[-1])
+        return torch.from_numpy(np.minimum(cover, THINGS).astype(np.int64)).unflatten(-1, (side, side))
+
     def _looks(self, which: int, scenes: np.ndarray, things: np.ndarray, views: np.ndarray) -> Looks:
         part = self.parts[which]
         n = len(part.spec.cameras)
-        cover = part.store.lowdim(COVER)[scenes].reshape(len(scenes), n, -1)
-        side = math.isqrt(cover.shape[-1])
-        covered = torch.from_numpy(np.minimum(cover, THINGS).astype(np.int64)).reshape(len(scenes), n, side, side)
-        shown, most = token_labels(covered, self.grid, THINGS)
+        shown, most = token_labels(self.cover(which, scenes), self.grid, THINGS)
         spelt = torch.from_numpy(self.names[which][scenes])
         words = torch.einsum("bnmk,bkw->bnmw", shown.float(), spelt[:, :THINGS].float()) > 0
         uv = torch.from_numpy(part.objects[scenes][..., 3:]).unflatten(-1, (n, 3))[..., :2].transpose(1, 2)

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError
+from .backbones.hf import quiet
+from .card import model_card
 from .checkpoint import unshared
 from .encoder import Encoder, build_encoder
 from .questions import QuestionEncoder, location_tokens
@@ -35,12 +37,17 @@ LONGEST = 32
 """Tokens of an answer at most."""
 
 
+SHIPPED = Path(__file__).parent / "assets"
+"""Models that come with the package, each in a folder of its name."""
+
+
 def find_pretrained(name: str | Path) -> Path:
-    """The folder of a pretrained model, if it is there."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    raise NotFoundError(f"no pretrained model at {name}. Expected a folder that brachium pretrain made")
+    """The folder of a pretrained model: one that is given, or one that comes with the package."""
+    for path in (Path(name), SHIPPED / name):
+        if path.is_dir():
+            return path
+    shipped = sorted(path.name for path in SHIPPED.glob("*/"))
+    raise NotFoundError(f"no pretrained model at {name}. Expected a folder that brachium pretrain made, or {shipped}")
 
 
 def is_pretrained(name: str | Path) -> bool:
@@ -92,7 +99,8 @@ class Pretrained:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         backbone: Any = self.encoder.backbone
-        backbone.vlm.save_pretrained(str(temporary))
+        with quiet():
+            backbone.vlm.save_pretrained(str(temporary))
         self.tokenizer.save_pretrained(str(temporary))
         rest = {k: v for k, v in self.encoder.state_dict().items() if not k.startswith("backbone.vlm.")}
         save_file(unshared(rest), temporary / "pointing.safetensors")
@@ -104,6 +112,8 @@ class Pretrained:
             "notes": dict(self.notes),
         }
         (temporary / "brachium.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        if "metrics" in self.notes:
+            (temporary / "README.md").write_text(model_card(self.notes))
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)

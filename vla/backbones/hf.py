@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import logging as hf_logging
 
 from ...errors import CheckpointError, ConfigError
 from .base import BackboneFeatures, VLMFamily
@@ -225,6 +226,18 @@ def unpacked(packing: Packing, dtype: torch.dtype) -> Float[Tensor, "b 1 q q"]:
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let `transformers` draw no progress bars meanwhile: a model this small is there before one could be read."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
 def _family_of(vlm: Any, image_size: int | None) -> VLMFamily:
     model_type = str(vlm.config.model_type)
     for family in FAMILIES:
@@ -245,9 +258,10 @@ def _require_room(vlm: Any, vocab_size: int | None, path: str) -> None:
 def _load_pretrained(path: str, attention: str) -> Any:
     """The model at `path`, whole, with float32 weights (published ones are bf16, and training needs the digits)."""
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot load a backbone from {path!r}: {error}\n"
