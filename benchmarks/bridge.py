@@ -30,7 +30,7 @@ def main() -> None:
         check=True,
     )
     subprocess.run([brachium, "inspect", f"store={store}", f"out={store}-inspect"], check=True)
-    words = ["model.points=false", "freeze_encoder=false", "heldout=0.25", "optimization.lr=0.0005"]
+    words = ["model.points=false", "tune=full", "heldout=0.25", "optimization.lr=0.0005"]
     size = [f"optimization.steps={options.steps}", f"optimization.batch_size={options.batch}"]
     subprocess.run([brachium, "train", f"store={store}", f"out={run}", *words, *size], check=True)
     meta = json.loads((ROOT / run / "checkpoint" / "meta.json").read_text())

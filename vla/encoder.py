@@ -43,6 +43,15 @@ class Encoding:
             mask=None if self.mask is None else self.mask[index],
         )
 
+    def detach(self) -> Encoding:
+        """The same, cut off from what computed it."""
+        return Encoding(
+            words=self.words.detach(),
+            points=self.points.detach(),
+            tokens=None if self.tokens is None else self.tokens.detach(),
+            mask=self.mask,
+        )
+
 
 class Encoder(nn.Module):
     """Backbone + optional point readout.
@@ -118,7 +127,11 @@ class Encoder(nn.Module):
         state: Float[Tensor, "b s"],
     ) -> Encoding:
         """Encode one text an image set; `state` is in the embodiment's units."""
-        features = self.read(images, tokens[:, None])
+        return self.encoding(self.read(images, tokens[:, None]), tokens, state)
+
+    def encoding(self, features: BackboneFeatures, tokens: Int[Tensor, "b l"], state: Float[Tensor, "b s"]) -> Encoding:
+        """What a head sees of the first text of some features, `tokens`."""
+        features = features.first_texts(1)
         words = features.readout[:, 0, 0].float()
         if self.point_readout is None:
             everything = torch.cat([features.image, features.text[:, 0], features.readout[:, 0]], dim=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..console import human_time, log, require_disk
 from ..datasets.split import is_heldout
@@ -27,6 +27,7 @@ from .policy_data import PolicyBatch, PolicyData, cached_encodings, encoding_key
 from .pretrained import Pretrained, is_pretrained
 from .recipe import Recipe
 from .tokenizer import load_tokenizer, word_tokenizer
+from .tuning import ActionWriter, Tuning
 
 GOLDEN_FRAMES = 4
 EVALUATED_WINDOWS, EVALUATED_AT_ONCE = 512, 128
@@ -40,7 +41,9 @@ def train(
     out: str = "outputs/train",
     grounding: Grounding | None = None,
     encoder: str | None = None,
-    freeze_encoder: bool = True,
+    tune: str = "frozen",
+    lora_rank: int = 8,
+    insulate: bool = False,
     heldout: float = 0.1,
     env: Callable[..., Any] | None = None,
     evaluator: Callable[..., Any] | None = None,
@@ -61,7 +64,10 @@ def train(
         grounding: Grounding stage; null to leave it out.
         encoder: Checkpoint or pretrained model (``brachium pretrain``) whose encoder and tokenizer are taken instead
             of grounding one.
-        freeze_encoder: Train only the head, on encodings cached a frame.
+        tune: How the encoder is trained with the head: ``frozen`` (the head alone, on encodings cached a frame),
+            ``lora`` (low-rank adapters, merged at the end) or ``full``.
+        lora_rank: Rank of the adapters.
+        insulate: Keep the head's gradient out of an encoder that is trained; it learns to say the actions as tokens.
         heldout: Share of episodes kept for the held-out loss.
         env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
         evaluator: Called with `checkpoint`, `env` and `out` when training ends, if there is an `env`; null for none.
@@ -78,7 +84,7 @@ def train(
     if (folder / "checkpoint").exists() and not resume:
         log(f"{folder}/checkpoint exists and will be replaced when training ends")
     place = torch.device(choose_device(device))
-    vla = _build(model, data, grounding, encoder, optimization.seed).to(place)
+    vla = _build(model, data, grounding, encoder, optimization.seed, learns=tune == "full").to(place)
     name = data.embodiment.name
     training, testing = _split(data, episodes, heldout)
     statistics = compute_statistics(data, episodes=training)
@@ -86,11 +92,11 @@ def train(
     notes: dict[str, Any] = {"seconds": {}, "parameters": vla.parameter_count()}
     if encoder is None:
         notes |= _teach_encoder(vla, data, training, grounding, folder, resume)
+    tuning = Tuning(vla.encoder, tune, lora_rank)
+    writer = ActionWriter(vla, name) if insulate and tune != "frozen" else None
     encodings = None
-    if freeze_encoder:
-        vla.encoder.requires_grad_(False)
-        if vla.recipe.points:
-            encodings = cached_encodings(vla, data, Path(data.path) / "cache")
+    if tune == "frozen" and vla.recipe.points:
+        encodings = cached_encodings(vla, data, Path(data.path) / "cache")
     options: dict[str, Any] = {"batch_size": optimization.batch_size, "seed": optimization.seed, "encodings": encodings}
     fit = PolicyData(data, training, vla, **options)
     test = PolicyData(data, testing, vla, **options) if len(testing) else None
@@ -100,6 +106,8 @@ def train(
     )
 
     def loss(batch: PolicyBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        if writer is not None:
+            return _insulated(vla, writer, batch, name, generator)
         encoding = batch.encode(vla)
         each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, name, generator)
         return each.mean(), {}
@@ -118,11 +126,12 @@ def train(
             "encoder_and_data": encoding_key(vla, data),
             "recipe": {**vla.recipe.to_dict(), "backbone": None},
             "heldout": heldout,
-            "freeze_encoder": freeze_encoder,
+            "tune": [tune, lora_rank if tune == "lora" else None, insulate],
         },
     )
     metrics = loop.run()
     loop.use_average()
+    tuning.finish()
     notes["seconds"]["total"] = time.monotonic() - begin
     notes |= {
         "metrics": metrics,
@@ -139,6 +148,21 @@ def train(
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
+
+
+def _insulated(
+    vla: VLAModel, writer: ActionWriter, batch: PolicyBatch, embodiment: str, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The head's loss on features cut off from the encoder, and the encoder's of saying the actions, from one pass."""
+    if batch.images is None or batch.tokens is None:
+        raise RuntimeError("an encoder that is trained needs images and tokens")
+    text, targets = writer.write(batch.tokens, batch.action, batch.action_pad)
+    asked = nn.functional.pad(batch.tokens, (text.shape[1] - batch.tokens.shape[1], 0), value=vla.encoder.pad_id)
+    features = vla.encoder.read(batch.images, torch.stack([asked, text], dim=1))
+    encoding = vla.encoder.encoding(features, asked, batch.state).detach()
+    each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, generator)
+    spoken = writer.loss(features.text[:, 1], targets)
+    return each.mean() + spoken, {"language": spoken.detach()}
 
 
 def usable_episodes(data: EpisodeStore) -> list[int]:
@@ -172,8 +196,13 @@ def _split(data: EpisodeStore, episodes: list[int], heldout: float) -> tuple[lis
     return (training, test) if training else (episodes, [])
 
 
-def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int) -> VLAModel:
-    """A fresh model; with `encoder`, its encoder and tokenizer are taken from a checkpoint."""
+def _build(
+    recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, encoder: str | None, seed: int, *, learns: bool
+) -> VLAModel:
+    """A fresh model; with `encoder`, its encoder and tokenizer are taken from a checkpoint.
+
+    A fresh encoder that points must be grounded, unless it `learns` to point from the demonstrations alone.
+    """
     embodiments = {data.embodiment.name: data.embodiment}
     if encoder is not None and is_pretrained(encoder):
         return _on_pretrained(recipe, data, Pretrained.load(encoder), encoder, seed)
@@ -194,10 +223,11 @@ def _build(recipe: Recipe, data: EpisodeStore, grounding: Grounding | None, enco
     if recipe.points and grounding is None and path:
         log(f"nothing to ground {path} on: the head reads its tokens (model.points=false)")
         recipe = replace(recipe, points=False)
-    if recipe.points and grounding is None:
+    if recipe.points and grounding is None and not learns:
         raise ConfigError(
-            "a model that points must be grounded first: give grounding.store=SCENES (brachium record env=scenes), "
-            "or encoder=CHECKPOINT, or set model.points=false"
+            "a model that points must be grounded first: give encoder=nano or encoder=CHECKPOINT, or "
+            "grounding.store=SCENES (brachium record env=scenes), or learn all of it with tune=full, or set "
+            "model.points=false"
         )
     if path:
         return recipe.build(embodiments, load_tokenizer(str(path)), seed=seed)
@@ -231,8 +261,12 @@ def _teach_encoder(
 ) -> dict[str, Any]:
     """What a new encoder learns before the head: to ground, or at least how bright pixels are. Returns notes."""
     if grounding is None:
-        if not vla.recipe.points:
-            _fit_pixels(vla, data, training)
+        _fit_pixels(vla, data, training)
+        readout = vla.encoder.point_readout
+        if readout is not None:
+            state = torch.from_numpy(data.lowdim("state")[data.episode_frames(training)].astype(np.float32))
+            body = state[:, vla.encoder.body].to(vla.device)
+            readout.fit(body, body[:, :3].mean(0))
         return {}
     begin = time.monotonic()
     metrics = _ground_once(vla, grounding, Path(grounding.out or folder), resume)

@@ -161,17 +161,17 @@ def test_patches_lie_row_by_row(saved):
     assert layers
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_one_override_trains_a_policy_on_any_of_them(saved, demos, tmp_path, frozen):
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_one_override_trains_a_policy_on_any_of_them(saved, demos, tmp_path, tune):
     name, folder, vlm = saved
     size = [f"model.backbone.image_size={SIDE[name]}"] if name.startswith("qwen") else []
     command = [f"store={demos.path}", "model/backbone=hf", f"model.backbone.path={folder}", *size, f"out={tmp_path}"]
-    command += [f"freeze_encoder={str(frozen).lower()}", "optimization.steps=1", "optimization.batch_size=4"]
+    command += [f"tune={tune}", "optimization.steps=1", "optimization.batch_size=4"]
     assert main(["train", *command]) == 0
     loaded = load_checkpoint(tmp_path / "checkpoint").encoder.backbone.vlm
     assert type(loaded) is type(vlm)
     before, after = vlm.get_input_embeddings().weight, loaded.get_input_embeddings().weight
-    assert torch.equal(before, after) == frozen
+    assert torch.equal(before, after) == (tune != "full")
 
 
 def test_sizes_that_a_tower_cannot_take(saved):

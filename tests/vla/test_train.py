@@ -437,7 +437,7 @@ def words(demos, out, *, head="flow", freeze=True, scenes=None, steps=16, save_e
         f"store={demos.path}",
         f"out={out}",
         f"model/head={head}",
-        f"freeze_encoder={str(freeze).lower()}",
+        f"tune={'frozen' if freeze else 'full'}",
     ]
     typed += ["device=cpu", "heldout=0.3", "model.action_horizon=4"]
     typed += flat("model.backbone.config", vlm_config())
@@ -534,7 +534,7 @@ def test_another_training_is_not_resumed(tmp_path, demos, scenes):
         f"store={other.path}": "encoder_and_data=",
         "model.head.steps=2": "recipe=",
         "heldout=0.4": "heldout=0.3 against 0.4",
-        "freeze_encoder=false": "freeze_encoder=True against False",
+        "tune=full": "tune=['frozen', None, False] against ['full', None, False]",
         "grounding.word_dropout=0.4": "encoder_and_data=",
     }
     for change, complaint in changes.items():
