@@ -225,9 +225,8 @@ def _build(
         recipe = replace(recipe, points=False)
     if recipe.points and grounding is None and not learns:
         raise ConfigError(
-            "a model that points must be grounded first: give encoder=nano or encoder=CHECKPOINT, or "
-            "grounding.store=SCENES (brachium record env=scenes), or learn all of it with tune=full, or set "
-            "model.points=false"
+            "a model that points must be grounded first: give grounding.store=SCENES (brachium record env=scenes), "
+            "or encoder=nano, or learn all of it with tune=full, or set model.points=false"
         )
     if path:
         return recipe.build(embodiments, load_tokenizer(str(path)), seed=seed)

@@ -1,0 +1,162 @@
+"""Does the pretrained encoder pay, and how is it best adapted? Figures go to ``benchmarks/results/adaptation.json``.
+
+Type: .venv/bin/python benchmarks/adaptation.py amount    (pretrained against scratch, over demonstrations)
+      .venv/bin/python benchmarks/adaptation.py modes     (frozen, LoRA, whole, insulated; what is forgotten)
+
+Scratch and pretrained are the same network, trained for the same steps of the same batches; seeds draw weights,
+noise and evaluation episodes anew. Everything lands in ``outputs/adaptation``, and what is there is reused.
+``docs/results.md`` shows the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+from demo_controls import OUT, ROOT, TASKS, brachium, cpu_name
+
+from brachium.policies.intervals import rate
+
+FOLDER = OUT / "adaptation"
+TARGET = ROOT / "benchmarks" / "results" / "adaptation.json"
+AMOUNTS = {
+    "scratch": ["encoder=null", "tune=full"],
+    "pretrained, whole": ["encoder=nano", "tune=full"],
+    "pretrained, frozen": ["encoder=nano", "tune=frozen"],
+}
+MODES = {
+    "frozen": ["encoder=nano", "tune=frozen"],
+    "LoRA": ["encoder=nano", "tune=lora"],
+    "LoRA, insulated": ["encoder=nano", "tune=lora", "insulate=true"],
+    "whole": ["encoder=nano", "tune=full"],
+    "whole, insulated": ["encoder=nano", "tune=full", "insulate=true"],
+}
+LEARNT = ("color", "shape", "count", "left", "exists", "place")
+"""Kinds of questions whose mean score says what is left of the language."""
+
+
+def demonstrations(count: int) -> Path:
+    """A store of the first `count` demonstrations of every task."""
+    path = (FOLDER / f"store-{count}").relative_to(ROOT)
+    for task in TASKS:
+        brachium("record", f"env=tabletop/{task}", f"out={path}", f"episodes={count}")
+    return path
+
+
+def policy(name: str, words: list[str], count: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and roll out one policy; its successes by task, and the seconds of its training."""
+    run = FOLDER / f"{name.replace(', ', '-')}-{count}-{seed}"
+    note = run / "policy.json"
+    if note.exists():
+        return dict(json.loads(note.read_text()))
+    store = demonstrations(count)
+    shutil.rmtree(run, ignore_errors=True)
+    out = run.relative_to(ROOT)
+    steps = [
+        f"optimization.steps={options.steps}",
+        f"optimization.batch_size={options.batch}",
+        "optimization.lr=0.0005",
+    ]
+    begin = time.monotonic()
+    brachium("train", f"store={store}", f"out={out}", f"optimization.seed={seed}", *steps, *words)
+    seconds = time.monotonic() - begin
+    first = f"seed={1_000_000 + 10_000 * seed}"
+    per_seed = f"episodes={-(-options.episodes // options.seeds)}"
+    brachium("eval", f"checkpoint={out}/checkpoint", f"out={out}/eval", first, per_seed, "videos=0", "report=false")
+    tasks = json.loads((run / "eval" / "summary.json").read_text())["tasks"]
+    wins = {task: [tasks[task]["success"], tasks[task]["episodes"]] for task in TASKS}
+    found = {"wins": wins, "seconds": seconds}
+    note.write_text(json.dumps(found) + "\n")
+    return found
+
+
+def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rates with intervals over all seeds, and the mean seconds of training."""
+    tasks = {t: rate(sum(r["wins"][t][0] for r in runs), sum(r["wins"][t][1] for r in runs)) for t in TASKS}
+    return {"tasks": tasks, "seconds": sum(r["seconds"] for r in runs) / len(runs)}
+
+
+def amount(options: argparse.Namespace) -> dict[str, Any]:
+    """Every encoder at every number of demonstrations."""
+    cells = {}
+    for name, words in AMOUNTS.items():
+        cells[name] = {
+            str(count): pooled([policy(name, words, count, seed, options) for seed in range(options.seeds)])
+            for count in options.demos
+        }
+    return {"steps": options.steps, "batch": options.batch, "seeds": options.seeds, "cells": cells}
+
+
+def modes(options: argparse.Namespace) -> dict[str, Any]:
+    """Every way to adapt at one number of demonstrations, and the language scores of its encoder."""
+    count = options.demos[len(options.demos) // 2]
+    cells = {}
+    for name, words in MODES.items():
+        runs = [policy(name, words, count, seed, options) for seed in range(options.seeds)]
+        checkpoint = FOLDER / f"{name.replace(', ', '-')}-{count}-0" / "checkpoint"
+        cells[name] = {**pooled(runs), "language": language(checkpoint)}
+    return {"demonstrations": count, "steps": options.steps, "batch": options.batch, "cells": cells}
+
+
+def language(checkpoint: Path) -> dict[str, float]:
+    """Scores of a policy's encoder on held-out wordings: answers, and pointing in the front view."""
+    import torch
+
+    from brachium.datasets.store import EpisodeStore
+    from brachium.vla.checkpoint import load_checkpoint
+    from brachium.vla.ground import Grounding
+    from brachium.vla.pretrain import evaluate_pretraining
+    from brachium.vla.pretrain_data import Mixture, names_of
+
+    path = FOLDER / "questions"
+    brachium(
+        "record",
+        "env=pretraining",
+        "env.split=paraphrase",
+        f"out={path.relative_to(ROOT)}",
+        "episodes=100",
+        "seed=3000000",
+    )
+    store, model = EpisodeStore.open(path), load_checkpoint(checkpoint)
+    mixture = Mixture(
+        [store],
+        tokenizer=model.tokenizer,
+        max_tokens=model.recipe.max_tokens,
+        length=24,
+        questions=12,
+        options=Grounding(store=""),
+        grid=model.encoder.backbone.token_grid,
+        names=names_of([store]),
+        device=torch.device("cpu"),
+        evaluation=True,
+    )
+    found = evaluate_pretraining(model.encoder.eval(), {"new": mixture})
+    answers = [found[f"new/accuracy/{kind}"] for kind in LEARNT]
+    return {"answers": sum(answers) / len(answers), "px": found["new/px/front"], "px_p90": found["new/px_p90/front"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("amount", "modes"))
+    parser.add_argument("--demos", type=int, nargs="*", default=[25, 100, 400], help="demonstrations a task")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes a task, over all seeds")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of every training")
+    parser.add_argument("--batch", type=int, default=32, help="windows a step")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
+    results[options.part] = {"amount": amount, "modes": modes}[options.part](options)
+    TARGET.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
