@@ -42,8 +42,8 @@ def demo(*words: str, name: str = "demo") -> dict[str, Any]:
 
 
 def seeded(seed: int, *words: str) -> dict[str, Any]:
-    """The demo with another seed of everything that is trained."""
-    return demo(*words, f"optimization.seed={seed}", f"grounding.optimization.seed={seed}", name=f"demo-seed-{seed}")
+    """The demo with another seed of its training."""
+    return demo(*words, f"optimization.seed={seed}", name=f"demo-seed-{seed}")
 
 
 def evaluation(run: str, out: str, *words: str) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes a task")
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds (encoder and head)")
-    parser.add_argument("--demos", type=int, nargs="*", default=[50, 200], help="smaller demonstration counts")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--demos", type=int, nargs="*", default=[25, 50, 100], help="smaller demonstration counts")
     parser.add_argument("--steps", type=int, nargs="*", default=[400, 1200], help="smaller numbers of the head's steps")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what to measure")
     options = parser.parse_args()

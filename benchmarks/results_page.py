@@ -49,8 +49,8 @@ def write_page(results: Mapping[str, Any], root: Path) -> None:
     (root / "docs" / "results.md").write_text(
         f"""# Results of the demo
 
-Made by `make bench-demo` on {results["machine"]}, but for the last two
-sections, which name their own scripts; all figures are in `benchmarks/results/`. Every cell is
+Made by `make bench-demo` on {results["machine"]}, but for the last sections, which name their own scripts; all
+figures are in `benchmarks/results/`. Every cell is
 successes / episodes = rate with a 95 % Wilson interval, on episodes whose seeds no demonstration used: half with
 sentences of the training set, a quarter with held-out paraphrases, a quarter about colour-object pairs that training
 never names. The model has {demo["parameters"] / 1e6:.1f} M parameters and saw {demo["demos"]} demonstrations; recording
@@ -66,7 +66,7 @@ black* leaves words and proprioception.
 
 ## Training seeds
 
-Each seed trains the encoder and the head anew.
+Each seed trains the head anew, on the shipped encoder.
 
 {seeds_table(results)}
 
@@ -80,6 +80,14 @@ The minutes are those of recording, training and evaluating, on this machine. Th
 demo's demonstrations and encoder.
 
 {shorter_table(results)}
+
+## What pretraining pays
+
+{adaptation(root / "benchmarks" / "results" / "adaptation.json", root / "docs" / "adaptation.png")}
+
+## The shipped model
+
+{nano(root / "benchmarks" / "results" / "nano.json")}
 
 ## Environment steps a second
 
@@ -148,6 +156,92 @@ def throughput(path: Path) -> str:
     )
 
 
+def adaptation(path: Path, picture: Path) -> str:
+    """Pretrained against scratch over demonstrations, and the ways to adapt."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    parts = []
+    if "amount" in found:
+        amount = found["amount"]
+        parts.append(
+            f"`benchmarks/adaptation.py amount`: the same network, {amount['steps']} steps of {amount['batch']} "
+            f"windows, {amount['seeds']} training seeds pooled. *Whole* trains encoder and head end "
+            "to end, *frozen* the head."
+        )
+        rows = [
+            [name, count, *(cell(one["tasks"][t]) for t in TASKS), f"{one['seconds'] / 60:.1f}"]
+            for name, counts in amount["cells"].items()
+            for count, one in counts.items()
+        ]
+        parts.append(table(["encoder", "demonstrations a task", *TASKS, "minutes of training"], rows))
+        parts.append(amount_plot(amount, picture))
+    if "modes" in found:
+        modes = found["modes"]
+        parts.append(
+            f"`benchmarks/adaptation.py modes`: {modes['demonstrations']} demonstrations a task. Language is the mean "
+            "accuracy of answers in held-out wordings after the training; *frozen* shows what it was before. "
+            "Pointing is the error in the front view [px]: median, 90th percentile."
+        )
+        rows = [
+            [
+                name,
+                *(cell(one["tasks"][t]) for t in TASKS),
+                f"{100 * one['language']['answers']:.0f} %",
+                f"{one['language']['px']:.2f}, {one['language']['px_p90']:.2f}",
+                f"{one['seconds'] / 60:.1f}",
+            ]
+            for name, one in modes["cells"].items()
+        ]
+        parts.append(table(["mode", *TASKS, "language", "pointing", "minutes of training"], rows))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def amount_plot(amount: Mapping[str, Any], path: Path) -> str:
+    """Draw success over demonstrations, a panel a task; returns the Markdown that shows it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(10, 3.2), sharey=True)
+    for axis, task in zip(axes, TASKS):
+        for (name, counts), color in zip(amount["cells"].items(), ("#888888", "#e76f51", "#2a9d8f")):
+            groups = [one["tasks"][task] for one in counts.values()]
+            rates = [100 * g["success_rate"] for g in groups]
+            low = [y - 100 * g["ci95"][0] for y, g in zip(rates, groups)]
+            high = [100 * g["ci95"][1] - y for y, g in zip(rates, groups)]
+            counted = [int(count) for count in counts]
+            axis.errorbar(counted, rates, [low, high], label=name, color=color, marker="o", capsize=3)
+        axis.set(xlabel="demonstrations a task", title=task, ylim=(0, 103), xscale="log")
+        axis.set_xticks(counted, [str(k) for k in counted])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success [%], 95 % interval")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return f"![Success over demonstrations, pretrained and from scratch]({path.name})"
+
+
+def nano(path: Path) -> str:
+    """What the shipped model costs."""
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    rows = [
+        ["size on disk", f"{found['megabytes']:.1f} MB, {found['parameters'] / 1e6:.2f} M parameters"],
+        ["loading", f"{found['load_s']:.2f} s"],
+        ["forward pass, an observation", f"{found['forward_ms_one']:.1f} ms"],
+        ["forward and backward pass, an observation", f"{found['train_ms_one']:.1f} ms"],
+        ["forward and backward pass, a scene with nine texts", f"{found['train_ms_nine']:.1f} ms"],
+        ["peak memory of all this, libraries included", f"{found['peak_mb']:.0f} MB"],
+    ]
+    return (
+        "Its scores are on [its card](../vla/assets/nano/README.md). `benchmarks/nano.py`, two images of 96 pixels an "
+        "observation, in batches of 16:\n\n" + table(["", ""], rows)
+    )
+
+
 def bridge(path: Path) -> str:
     """Held-out action error on real teleoperation, beside trivial baselines."""
     if not path.exists():
@@ -182,13 +276,13 @@ def fill_readme(readme: Path, result: Mapping[str, Any], summary: Mapping[str, A
     rows = [[t, cell(tasks[t]), *(cell(tasks[t]["splits"][s]) for s in SPLITS)] for t in TASKS]
     achieved = (
         f"{table(columns, rows)}\n\nSuccesses / episodes = rate with a 95 % Wilson interval. One run: "
-        f"{result['head']}, SmolVLM nano backbone, {result['parameters'] / 1e6:.1f} M parameters, {result['demos']} "
+        f"{result['head']}, nano encoder, {result['parameters'] / 1e6:.1f} M parameters, {result['demos']} "
         f"demonstrations, seed {result['seed']}, {machine}."
     )
     seconds = result["seconds"]
     names = {
         "record": "record",
-        "train": "train (ground, encode, head)",
+        "train": "train (encode, head)",
         "eval": "evaluate, with videos",
         "total": "total",
     }

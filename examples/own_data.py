@@ -2,7 +2,7 @@
 
 Type: .venv/bin/python examples/own_data.py outputs/own
 Then: brachium inspect store=outputs/own
-      brachium train store=outputs/own model.points=false freeze_encoder=false out=outputs/own-policy
+      brachium train store=outputs/own model.points=false tune=full out=outputs/own-policy
 """
 
 from __future__ import annotations
