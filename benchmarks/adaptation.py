@@ -132,7 +132,7 @@ def language(checkpoint: Path) -> dict[str, float]:
         length=24,
         questions=12,
         options=Grounding(store=""),
-        grid=model.encoder.backbone.token_grid,
+        grids=(model.encoder.backbone.token_grid, model.encoder.backbone.grid),
         names=names_of([store]),
         device=torch.device("cpu"),
         evaluation=True,

@@ -24,7 +24,9 @@ SEEN = 8
 MOST = 4
 """Things at most that are counted or listed with their places."""
 APART = 0.06
-"""Difference in image coordinates from which on one thing counts as left of, or nearer than, another."""
+"""Difference in image coordinates from which on one thing counts as left of another."""
+FARTHER = 0.03
+"""Difference in distance from the robot, along the table, from which on one thing counts as nearer than another [m]."""
 
 ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "color": (
@@ -401,11 +403,11 @@ class Asker:
         if self.rng.random() < 0.5:
             return {"a": self._name(k)}, [Words("yes", (k,))]
         color, kind = self.facts.items[k].name.split(" ")
-        near = [(color, other) for other in OBJECT_KINDS] + [(other, kind) for other in COLORS]
-        options = [c for c in near if (c in HELD_OUT_PAIRS) == (self.split == "pair") and " ".join(c) not in there]
-        if not options:
-            return None
-        return {"a": Words(" ".join(options[int(self.rng.integers(len(options)))]))}, [Words("no")]
+        near = [f"{color} {other}" for other in OBJECT_KINDS] + [f"{other} {kind}" for other in COLORS]
+        if self.split == "pair":  # they have no colour or kind in common
+            near = sorted(" ".join(pair) for pair in HELD_OUT_PAIRS)
+        absent = self._one_of([name for name in near if may_name(name, self.split) and name not in there])
+        return None if absent is None else ({"a": Words(absent)}, [Words("no")])
 
     def _count(self) -> Made:
         if self.split == "pair" or any(self.facts.pixels[self.front] < SEEN):
@@ -420,36 +422,24 @@ class Asker:
         things = tuple(k for k, other in enumerate(kinds) if other == kind)
         return {"a": Words(kind, things)}, [Words(str(counts[kind]), things)]
 
-    def _pair(self, axis: int) -> tuple[int, int] | None:
-        """Two things, one of them nameable in this split, apart along an axis of the front view."""
+    def _relation(self, along: np.ndarray, apart: float) -> Made:
+        """Is one thing before another along some coordinate? One of them at least is nameable in this split."""
         others = [k for k in self.seen if self.split == "pair" or k in self.named]
-        found = [
-            (a, b)
-            for a in self.named
-            for b in others
-            if a != b and abs(np.diff(self.facts.points[self.front][[a, b], axis])[0]) > APART
-        ]
+        found = [(a, b) for a in self.named for b in others if a != b and abs(along[a] - along[b]) > apart]
         if not found:
             return None
         a, b = found[int(self.rng.integers(len(found)))]
-        return (a, b) if self.rng.random() < 0.5 else (b, a)
-
-    def _relation(self, axis: int, sign: float) -> Made:
-        pair = self._pair(axis)
-        if pair is None:
-            return None
-        a, b = pair
-        less = sign * (self.facts.points[self.front][a, axis] - self.facts.points[self.front][b, axis]) < 0
-        return {"a": self._name(a), "b": self._name(b)}, [Words("yes" if less else "no", pair)]
+        a, b = (a, b) if self.rng.random() < 0.5 else (b, a)
+        return {"a": self._name(a), "b": self._name(b)}, [Words("yes" if along[a] < along[b] else "no", (a, b))]
 
     def _left(self) -> Made:
-        return self._relation(0, 1.0)
+        return self._relation(self.facts.points[self.front][:, 0], APART)
 
     def _right(self) -> Made:
-        return self._relation(0, -1.0)
+        return self._relation(-self.facts.points[self.front][:, 0], APART)
 
     def _nearer(self) -> Made:
-        return self._relation(1, 1.0)  # the front camera looks at the robot: what is near it is high in the image
+        return self._relation(self.facts.positions[:, 0], FARTHER)
 
     def _outermost(self, sign: float) -> Made:
         if not self.named or len(self.seen) != len(self.facts.items):
@@ -515,10 +505,10 @@ class Asker:
     def _detect(self) -> Made:
         """All things of a kind, from left to right, each with its place and colour."""
         view = self._view()
-        shown = [k for k in range(len(self.facts.items)) if self._shown(k, view)]
-        clear = [k for k in shown if k in self.named and self.facts.items[k].kind != "drawer"]
+        clear = [k for k in self.named if self._shown(k, view) and self.facts.items[k].kind != "drawer"]
         kind = self._one_of(sorted({self.facts.items[k].kind for k in clear}))
-        alike = [k for k in shown if self.facts.items[k].kind == kind]
+        pixels = self.facts.pixels[self.cameras[view]]
+        alike = [k for k, item in enumerate(self.facts.items) if item.kind == kind and pixels[k] > 0]
         if kind is None or len(alike) > MOST or any(k not in clear for k in alike):
             return None
         alike.sort(key=lambda k: float(self.facts.points[self.cameras[view]][k, 0]))

@@ -170,7 +170,7 @@ class SceneSampler:
             names = tuple(item.name for item in scene.items)
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
-            texts = tuple(self._sentence(scene, rng) for _ in range(self.sentences))
+            texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
             pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             size = self.embodiment.image_size
             covered = np.zeros(cover_feature(self.embodiment.cameras, size).shape, np.uint8)
@@ -181,6 +181,7 @@ class SceneSampler:
                 covered = np.stack([cover(mask, CELL) for mask in shown.values()])
                 pixels[: len(names)] = np.stack([found for found, _ in masks.values()], axis=1)
                 own = np.random.default_rng([seed, pose, 0xA5C])  # questions have no say in what is drawn next
+                texts = tuple(self._bare(scene, own) or text for text in texts)
                 asked = Asker(self._facts(scene, objects, masks, held), self.split, own).draw(self.questions)
             scenes.append(
                 LabelledScene(
@@ -196,14 +197,13 @@ class SceneSampler:
             )
         return scenes
 
-    def _sentence(self, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
-        """A command; where questions are asked, also bare names."""
-        if self.questions and rng.random() < NAMES:
-            options = [item for item in scene.items if may_name(item.name, self.split)]
-            if options:
-                target = options[int(rng.integers(len(options)))]
-                return _sentence(scene, self.split, NAME, rng, target, target)
-        return describe(scene, rng, self.split)
+    def _bare(self, scene: Scene, rng: np.random.Generator) -> dict[str, Any] | None:
+        """Now and then the name of a thing alone."""
+        options = [item for item in scene.items if may_name(item.name, self.split)]
+        if not options or rng.random() > NAMES:
+            return None
+        target = options[int(rng.integers(len(options)))]
+        return _sentence(scene, self.split, NAME, rng, target, target)
 
     def _facts(
         self, scene: Scene, objects: np.ndarray, masks: dict[str, tuple[np.ndarray, np.ndarray]], held: int | None

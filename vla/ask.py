@@ -29,10 +29,10 @@ def ask(*, image: str, question: str, vlm: str = "nano", out: str | None = None)
     pixels = read_image(Path(image))
     answer = Pretrained.load(vlm).answer(pixels, question)
     print(answer or "(no answer)")
-    places = [int(k) for k in re.findall(r"<loc(\d+)>", answer)]
-    if places:
+    groups = [[int(k) for k in re.findall(r"\d+", found)] for found in re.findall(r"(?:<loc\d+>)+", answer)]
+    if groups:
         target = Path(out) if out else Path(image).with_name(f"{Path(image).stem}-answer.png")
-        draw_places(pixels, places, target)
+        draw_places(pixels, groups, target)
         log(f"drawn into {target}")
     return 0
 
@@ -55,8 +55,8 @@ def read_image(path: Path) -> np.ndarray:
         raise ConfigError(f"{path} is no image that can be read: {error}") from error
 
 
-def draw_places(pixels: np.ndarray, places: list[int], target: Path) -> None:
-    """Draw pairs (y, x) of location tokens as a cross, or two pairs as a box, into an enlarged copy."""
+def draw_places(pixels: np.ndarray, groups: list[list[int]], target: Path) -> None:
+    """Draw each group of location tokens, y before x, into an enlarged copy: two are a cross, four a box."""
     from PIL import Image, ImageDraw
 
     size = max(384, pixels.shape[0])
@@ -64,14 +64,15 @@ def draw_places(pixels: np.ndarray, places: list[int], target: Path) -> None:
         (size * pixels.shape[1] // pixels.shape[0], size), Image.Resampling.NEAREST
     )
     draw = ImageDraw.Draw(picture)
-    points = [
-        ((x + 0.5) / LOCATIONS * picture.width, (y + 0.5) / LOCATIONS * picture.height)
-        for y, x in zip(places[::2], places[1::2])
-    ]
-    if len(points) == 2:
-        (left, top), (right, bottom) = points
-        draw.rectangle((min(left, right), min(top, bottom), max(left, right), max(top, bottom)), outline="red", width=3)
-    else:
+    for places in groups:
+        points = [
+            ((x + 0.5) / LOCATIONS * picture.width, (y + 0.5) / LOCATIONS * picture.height)
+            for y, x in zip(places[::2], places[1::2])
+        ]
+        if len(points) == 2:
+            (left, right), (top, bottom) = (sorted(axis) for axis in zip(*points))
+            draw.rectangle((left, top, right, bottom), outline="red", width=3)
+            continue
         for x, y in points:
             draw.line((x - 10, y, x + 10, y), fill="red", width=3)
             draw.line((x, y - 10, x, y + 10), fill="red", width=3)

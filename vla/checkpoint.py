@@ -114,13 +114,18 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
         {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
     )
     _dump(temporary / "meta.json", {"format": FORMAT, **versions(), "sha256": _checksums(temporary), **meta})
+    replace_folder(path, temporary)
+    return path
+
+
+def replace_folder(path: Path, temporary: Path) -> None:
+    """Put a finished folder in the place of another; a crash meanwhile leaves the old one beside it."""
     old = _old(path)
     if path.exists():  # else a crash came between the two renames, and `old` is the only one
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-    return path
 
 
 def resolved_backbone(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:

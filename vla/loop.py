@@ -25,7 +25,7 @@ from ..errors import BrachiumError, CheckpointError, ConfigError
 from .log import TrainLog
 
 HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
-"""In the names of weights of transformer layers."""
+"""In the names of weights of repeated layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Optimization:
         warmup: Steps of linear warm-up.
         final_lr: Share of `lr` at the end of the cosine.
         muon: Learning rate, as a multiple of `lr`, with which Muon (Jordan et al. 2024) trains the matrices of
-            transformer layers; AdamW trains the rest, and with 0 everything.
+            repeated layers (`HIDDEN`); AdamW trains the rest, and with 0 everything.
         weight_decay: Decoupled weight decay on matrices.
         grad_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights that are saved and used; ramps up as (1 + step) / (10 + step).
@@ -271,9 +271,7 @@ class TrainLoop:
                 self.average[key].copy_(tensors[f"average/{key}"])
                 prefix = f"optimizer/{key}/"
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                owner[id(parameter)].state[parameter] = {
-                    k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
-                }
+                owner[id(parameter)].state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         self.step = int(metadata["step"])
         log(f"{self.name}: resumed at step {self.step}")
 

@@ -114,6 +114,11 @@ def pretrain(
     begin = time.monotonic()
     if not stores and not (scenes and recorder and tables):
         raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
+    if len(watch) != 2 or heldout < 1:
+        raise ConfigError(
+            "expected two layers to watch, for what words stand for and for what the next is about, and at least one "
+            f"scene held out of each store; got watch={list(watch)} and heldout={heldout}"
+        )
     if not model.points or model.backbone.get("path"):
         raise ConfigError(
             "pretraining makes a new model that points: expected model.points=true and a backbone without path, got "
@@ -140,7 +145,7 @@ def pretrain(
             length=length,
             questions=questions,
             options=options,
-            grid=encoder.backbone.token_grid,
+            grids=(encoder.backbone.token_grid, encoder.backbone.grid),
             names=names,
             device=place,
             evaluation=evaluation,
@@ -164,7 +169,7 @@ def pretrain(
         "data": [store.fingerprint for store in opened],
         "backbone": dict(recipe.backbone),
         "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
-        "settings": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
+        "settings": [vocabulary, recipe.max_tokens, length, sentences, questions, single, blur, heldout, list(watch)],
     }
     loop = TrainLoop(
         name="speak",
@@ -199,7 +204,8 @@ def pretrain(
         "seeing": None if seeing.optimization is None else vars(seeing.optimization),
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
-    made = Pretrained(encoder=encoder.cpu(), tokenizer=tokenizer, recipe=recipe, notes=notes)
+    cameras = opened[0].embodiment.camera_names
+    made = Pretrained(encoder=encoder.cpu(), tokenizer=tokenizer, recipe=recipe, cameras=cameras, notes=notes)
     path = made.save(folder / "model")
     Pretrained.load(path)  # what cannot be loaded is no result
     (folder / "scores.json").write_text(json.dumps(notes, indent=1, default=str) + "\n")
@@ -228,7 +234,9 @@ def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: 
     backbone: Any = encoder.backbone
     rows, columns = backbone.grid
     side = backbone.image_size // rows
-    painter = nn.Linear(backbone.vision_width, 3 * side * side).to(data.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        painter = nn.Linear(backbone.vision_width, 3 * side * side).to(data.device)
     tower = nn.ModuleDict({"vision": backbone.vlm.model.vision_model, "painter": painter})
 
     def loss(images: UInt8[Tensor, "b n h w 3"], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -252,8 +260,7 @@ def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: 
         identity={"hidden": seeing.hidden, "data": [part.store.fingerprint for part in data.parts]},
     )
     loop.run()
-    if resume:
-        loop.save()  # the next stage may be interrupted: what comes here again finds this one finished
+    loop.save()  # the next stage may be interrupted: what comes here again finds this one finished
     loop.use_average()
 
 

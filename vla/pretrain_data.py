@@ -32,6 +32,8 @@ THINGS = 8
 
 TESTS = ("pair", "paraphrase")
 """Splits of scenes that are for scores only."""
+SEEDS = 100_000
+"""Seeds of tables for each robot."""
 TEST_TABLES, TEST_SEED = 150, 2_000_000
 """Tables of each of them, and the first of their seeds, far from those of training."""
 
@@ -46,9 +48,9 @@ def record_all(
     if unknown := sorted(set(tables) - set(scenes)):
         raise ConfigError(f"tables: expected robots of {sorted(scenes)}, got {unknown}")
     stores, tests = [], {}
-    for robot, count in tables.items():
+    for number, (robot, count) in enumerate(tables.items()):  # no table twice: one robot's are held out from another's
         stores.append(str(folder / robot))
-        recorder(env=scenes[robot], out=stores[-1], episodes=count)
+        recorder(env=scenes[robot], out=stores[-1], episodes=count, seed=number * SEEDS)
     first = scenes[next(iter(tables))]
     for split in TESTS:
         tests[split] = str(folder / split)
@@ -143,7 +145,7 @@ class Mixture:
         length: Tokens of a question with its answer.
         questions: Questions a scene in a batch.
         options: Seed, batch size, commands a scene, held-out scenes.
-        grid: Rows and columns of the model's image tokens.
+        grids: Rows and columns of the model's image tokens, and of its patches.
         names: Of the things that texts may name (`names_of`).
         device: Where batches go.
         evaluation: Whether to hold all out.
@@ -158,13 +160,13 @@ class Mixture:
         length: int,
         questions: int,
         options: Grounding,
-        grid: tuple[int, int],
+        grids: tuple[tuple[int, int], tuple[int, int]],
         names: tuple[str, ...],
         device: torch.device,
         evaluation: bool = False,
     ) -> None:
         self.tokenizer, self.questions, self.device, self.seed = tokenizer, questions, device, options.optimization.seed
-        self.grid, self.words = grid, words_of(names)
+        self.grid, self.words = grids[0], words_of(names)
         self.priors = NamePriors(tokenizer, names)
         self.body = list(tool_pose(stores[0].embodiment))
         encode = InstructionEncoder(tokenizer, max_tokens)
@@ -174,7 +176,7 @@ class Mixture:
         self.names: list[np.ndarray] = []
         ask = QuestionEncoder(tokenizer, length)
         for store in stores:
-            _require_questions(store, grid)
+            _require_questions(store, grids)
             part = SceneData(store, encode, options, device, evaluation=evaluation)
             self.parts.append(part)
             training = set(part.train.tolist())
@@ -186,8 +188,8 @@ class Mixture:
                     _encode(ask, episode.meta["questions"], store, self.priors, learn=start + k in training)
                     for k, episode in enumerate(some)
                 ]
-            spell = Speller(tokenizer)
-            self.commands.append(np.stack([_look_up(spell, max_tokens, e.meta) for e in store.episodes]))
+            ask.spell.learn(s["text"] for e in store.episodes for s in e.meta["sentences"])
+            self.commands.append(np.stack([_look_up(ask.spell, max_tokens, e.meta) for e in store.episodes]))
             self.names.append(np.stack([self._spelt(episode.meta["names"]) for episode in store.episodes]))
         counts = np.array([max(1, len(part.train)) for part in self.parts], float)
         self.share = counts / counts.sum()
@@ -218,8 +220,11 @@ class Mixture:
             rows.append(np.resize(order, self.questions))
         asked = [self.texts[which][scene] for scene in scenes]
         batch = self.parts[which].batch(scenes, rng)
-        commands = self.commands[which][scenes[:, None], batch.chosen]
-        tokens = [batch.tokens.cpu().numpy(), np.stack([t.tokens[row] for t, row in zip(asked, rows)])]
+        told = batch.tokens.cpu().numpy()
+        commands = self.commands[which][scenes[:, None], batch.chosen] * (
+            told != batch.pad
+        )  # not where words are dropped
+        tokens = [told, np.stack([t.tokens[row] for t, row in zip(asked, rows)])]
         looks = [np.stack([commands, commands * 0], axis=2), np.stack([t.looks[row] for t, row in zip(asked, rows)])]
         views = [looks[0] * 0, np.stack([t.views[row] for t, row in zip(asked, rows)])]
         targets = np.stack([t.targets[row] for t, row in zip(asked, rows)])
@@ -286,15 +291,18 @@ def _last(array: np.ndarray, length: int, fill: int) -> np.ndarray:
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(short, 0)], constant_values=fill)[..., -length:]
 
 
-def _require_questions(store: EpisodeStore, grid: tuple[int, int]) -> None:
+def _require_questions(store: EpisodeStore, grids: Sequence[tuple[int, int]]) -> None:
     say = "Type: brachium record env=pretraining out=SCENES"
     if COVER not in store.schema.fields or any(
         not e.meta.get("questions") or "names" not in e.meta for e in store.episodes
     ):
         raise StoreError(f"{store.path} has scenes without questions, or without what covers their patches. {say}")
     side = math.isqrt(store.schema.field(COVER).shape[-1])
-    if any(side % edge for edge in grid):
-        raise StoreError(f"{store.path}: its covers of {side} x {side} cells do not fit image tokens of {grid}. {say}")
+    if any(side % edge for grid in grids for edge in grid):
+        raise StoreError(
+            f"{store.path}: its covers of {side} x {side} cells do not fit image tokens of {grids[0]} or patches of "
+            f"{grids[1]}. Choose an image_size and a patch_size whose patches are whole cells"
+        )
 
 
 def _encode(
@@ -313,7 +321,7 @@ def _encode(
             found.append(made)
             kinds.append(question["kind"])
             rows.append(priors.index(question["kind"], made.tokens.tolist(), made.targets.tolist(), learn=learn))
-            one_view.append("wrist" not in question["question"])
+            one_view.append(not made.views.any())
     if not found:
         raise StoreError(
             f"{store.path} has a scene whose questions are all longer than {ask.length} tokens: raise length"

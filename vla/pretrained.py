@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError
 from .backbones.hf import quiet
 from .card import model_card
-from .checkpoint import unshared
+from .checkpoint import replace_folder, unshared
 from .encoder import Encoder, build_encoder
 from .questions import QuestionEncoder, location_tokens
 from .recipe import Recipe
@@ -43,9 +43,10 @@ SHIPPED = Path(__file__).parent / "assets"
 
 def find_pretrained(name: str | Path) -> Path:
     """The folder of a pretrained model: one that is given, or one that comes with the package."""
-    for path in (Path(name), SHIPPED / name):
-        if path.is_dir():
-            return path
+    if (SHIPPED / name).is_dir() and not (Path(name) / "brachium.json").exists():
+        return SHIPPED / name
+    if Path(name).is_dir():
+        return Path(name)
     shipped = sorted(path.name for path in SHIPPED.glob("*/"))
     raise NotFoundError(f"no pretrained model at {name}. Expected a folder that brachium pretrain made, or {shipped}")
 
@@ -84,12 +85,14 @@ class Pretrained:
         encoder: Backbone and point readout.
         tokenizer: With location tokens.
         recipe: Its backbone node builds the same architecture.
+        cameras: Names of the cameras it was trained with; fewer may be asked about.
         notes: Data, compute, scores.
     """
 
     encoder: Encoder
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe
+    cameras: tuple[str, ...]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
@@ -114,16 +117,8 @@ class Pretrained:
         (temporary / "brachium.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
         if "metrics" in self.notes:
             (temporary / "README.md").write_text(model_card(self.notes))
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        replace_folder(path, temporary)
         return path
-
-    @property
-    def cameras(self) -> int:
-        """Number of cameras it was trained with; fewer may be asked about."""
-        readout = self.encoder.point_readout
-        return readout.cameras if readout is not None else 1
 
     @classmethod
     def load(cls, path: str | Path) -> Pretrained:
@@ -142,7 +137,8 @@ class Pretrained:
             if meta["format"] != FORMAT:
                 raise CheckpointError(f"{path}: expected format {FORMAT}, got {meta['format']}")
             recipe = Recipe.from_dict(meta["recipe"])
-            body, cameras = tuple(int(k) for k in meta["body"]), int(meta["cameras"])
+            body, cameras = tuple(int(k) for k in meta["body"]), tuple(str(name) for name in meta["cameras"])
+            notes = dict(meta["notes"])
             rest = load_file(path / "pointing.safetensors")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -156,7 +152,7 @@ class Pretrained:
         node = {k: v for k, v in recipe.backbone.items() if k != "config"}
         loaded = replace(recipe, backbone={**node, "path": str(path)})
         encoder = build_encoder(
-            loaded, vocab_size=len(tokenizer), pad_id=int(tokenizer.pad_token_id), cameras=cameras, body=body
+            loaded, vocab_size=len(tokenizer), pad_id=int(tokenizer.pad_token_id), cameras=len(cameras), body=body
         )
         backbone: Any = encoder.backbone
         backbone.pixel_mean = rest["backbone.pixel_mean"].clone()
@@ -164,7 +160,7 @@ class Pretrained:
         lacking = [name for name in lacking if not name.startswith("backbone.vlm.")]
         if lacking or extra:
             raise CheckpointError(f"{path}: pointing.safetensors does not fit: lacks {lacking[:3]}, has {extra[:3]}")
-        return cls(encoder=encoder.eval(), tokenizer=tokenizer, recipe=recipe, notes=meta["notes"])
+        return cls(encoder=encoder.eval(), tokenizer=tokenizer, recipe=recipe, cameras=cameras, notes=notes)
 
     @torch.no_grad()
     def answer(self, images: np.ndarray | Sequence[np.ndarray], question: str) -> str:
@@ -204,8 +200,8 @@ class Pretrained:
         """
         if not phrase.strip():
             raise ConfigError("expected what to find, got nothing")
-        if not 0 <= view < self.cameras:
-            raise SpecMismatchError(f"expected a view from 0 to {self.cameras - 1}, got {view}")
+        if not 0 <= view < len(self.cameras):
+            raise SpecMismatchError(f"expected a view from 0 to {len(self.cameras) - 1}, got {view}")
         readout = self.encoder.point_readout
         if readout is None:
             raise ConfigError("this model does not point")
@@ -221,7 +217,7 @@ class Pretrained:
             if not isinstance(view, np.ndarray) or view.dtype != np.uint8 or view.ndim != 3 or view.shape[-1] != 3:
                 what = f"{view.dtype} {view.shape}" if isinstance(view, np.ndarray) else type(view).__name__
                 raise SpecMismatchError(f"expected images as uint8 (height, width, 3), got {what}")
-        if not 1 <= len(views) <= self.cameras or len({view.shape for view in views}) > 1:
+        if not 1 <= len(views) <= len(self.cameras) or len({view.shape for view in views}) > 1:
             shapes = [view.shape for view in views]
-            raise SpecMismatchError(f"expected 1 to {self.cameras} images of one size, got {shapes}")
+            raise SpecMismatchError(f"expected 1 to {len(self.cameras)} images of one size, got {shapes}")
         return torch.from_numpy(np.stack(views))[None]

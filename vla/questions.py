@@ -175,11 +175,9 @@ class NamePriors:
 
 
 def language_loss(
-    logits: Float[Tensor, "t w"], targets: Int[Tensor, " t"], blurred: Float[Tensor, "w w"] | None = None
+    logits: Float[Tensor, "t w"], targets: Int[Tensor, " t"], blurred: Float[Tensor, "w w"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answers' tokens; with `blurred` (`blurred_targets`) places are told apart softly."""
-    if blurred is None:
-        return F.cross_entropy(logits.float(), targets)
+    """Mean cross-entropy of the answers' tokens; places are told apart as softly as `blurred_targets` says."""
     return F.cross_entropy(logits.float(), blurred[targets])
 
 

@@ -27,7 +27,7 @@ from .policy_data import PolicyBatch, PolicyData, cached_encodings, encoding_key
 from .pretrained import Pretrained, is_pretrained
 from .recipe import Recipe
 from .tokenizer import load_tokenizer, word_tokenizer
-from .tuning import ActionWriter, Tuning
+from .tuning import ActionWriter, Tuning, check_tuning
 
 GOLDEN_FRAMES = 4
 EVALUATED_WINDOWS, EVALUATED_AT_ONCE = 512, 128
@@ -76,6 +76,7 @@ def train(
         device: ``cpu``, ``cuda`` or ``auto``.
     """
     begin = time.monotonic()
+    check_tuning(tune, lora_rank, insulate=insulate)
     data = EpisodeStore.open(store)
     episodes = usable_episodes(data)
     _check_env(env, data)
@@ -92,8 +93,9 @@ def train(
     notes: dict[str, Any] = {"seconds": {}, "parameters": vla.parameter_count()}
     if encoder is None:
         notes |= _teach_encoder(vla, data, training, grounding, folder, resume)
-    tuning = Tuning(vla.encoder, tune, lora_rank)
-    writer = ActionWriter(vla, name) if insulate and tune != "frozen" else None
+    key = encoding_key(vla, data)
+    writer = ActionWriter(vla, name) if insulate else None
+    tuning = Tuning(vla.encoder, tune, lora_rank, optimization.seed)
     encodings = None
     if tune == "frozen" and vla.recipe.points:
         encodings = cached_encodings(vla, data, Path(data.path) / "cache")
@@ -123,7 +125,7 @@ def train(
         evaluate=(lambda: evaluate_heldout(vla, test, name, statistics)) if test else None,
         evaluate_every=evaluate_every,
         identity={
-            "encoder_and_data": encoding_key(vla, data),
+            "encoder_and_data": key,
             "recipe": {**vla.recipe.to_dict(), "backbone": None},
             "heldout": heldout,
             "tune": [tune, lora_rank if tune == "lora" else None, insulate],
@@ -244,10 +246,10 @@ def _build(
 def _on_pretrained(recipe: Recipe, data: EpisodeStore, given: Pretrained, path: str, seed: int) -> VLAModel:
     """A fresh model on a pretrained encoder."""
     pose = list(tool_pose(data.embodiment))
-    if (len(data.embodiment.cameras), pose) != (given.cameras, given.encoder.body):
+    if (data.embodiment.camera_names, pose) != (given.cameras, given.encoder.body):
         raise SpecMismatchError(
-            f"pretrained model {path} was trained for {given.cameras} cameras and the tool's pose at "
-            f"{given.encoder.body} of the state; store {data.path} has {len(data.embodiment.cameras)} and {pose}"
+            f"pretrained model {path} was trained for cameras {given.cameras} and the tool's pose at "
+            f"{given.encoder.body} of the state; store {data.path} has {data.embodiment.camera_names} and {pose}"
         )
     recipe = replace(recipe, backbone=resolved_backbone(given.recipe, given.encoder), points=True)
     model = recipe.build({data.embodiment.name: data.embodiment}, given.tokenizer, seed=seed)

@@ -18,6 +18,16 @@ from .questions import IGNORE, location_tokens
 TUNES = ("frozen", "lora", "full")
 
 
+def check_tuning(tune: str, rank: int, *, insulate: bool) -> None:
+    """Raise ConfigError unless an encoder can be tuned so."""
+    if tune not in TUNES:
+        raise ConfigError(f"unknown tune {tune!r}. {did_you_mean(tune, TUNES)}")
+    if rank < 1:
+        raise ConfigError(f"expected lora_rank of at least 1, got {rank}")
+    if insulate and tune == "frozen":
+        raise ConfigError("insulate=true keeps gradients out of an encoder that is trained: expected tune=lora or full")
+
+
 class Tuning:
     """Prepares an encoder for training, and puts it back in order afterwards.
 
@@ -26,13 +36,10 @@ class Tuning:
             every linear layer of its transformers.
         tune: One of `TUNES`.
         rank: Rank of the adapters.
+        seed: Of their first weights.
     """
 
-    def __init__(self, encoder: Encoder, tune: str, rank: int = 8) -> None:
-        if tune not in TUNES:
-            raise ConfigError(f"unknown tune {tune!r}. {did_you_mean(tune, TUNES)}")
-        if rank < 1:
-            raise ConfigError(f"expected lora_rank of at least 1, got {rank}")
+    def __init__(self, encoder: Encoder, tune: str, rank: int = 8, seed: int = 0) -> None:
         self.encoder, self._adapted = encoder, None
         encoder.requires_grad_(tune == "full")
         if tune == "lora":
@@ -44,7 +51,9 @@ class Tuning:
             linear = [name for name, module in vlm.named_modules() if isinstance(module, nn.Linear)]
             layers = [name for name in linear if HIDDEN.search(f".{name}.")]
             options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
-            self._adapted = LoraModel(vlm, options, "default")  # in place
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self._adapted = LoraModel(vlm, options, "default")  # in place
 
     def finish(self) -> None:
         """Add the adapters to the weights that they adapt, so that what is saved is a plain model."""

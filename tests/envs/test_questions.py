@@ -69,14 +69,15 @@ def test_colors_shapes_and_counts_are_those_of_the_scene(asked):
 
 
 def test_relations_are_those_of_the_front_view(asked):
-    axes = {"left": (0, -1), "right": (0, 1), "nearer": (1, -1)}
+    axes = {"left": -1, "right": 1, "nearer": -1}
     looked = 0
     for scene, names, q in [row for row in asked["train"] if row[2].kind in axes]:
         named = sorted((q.question.index(n), n) for n in names if f" {n} " in q.question.replace("?", " "))
         (_, a), (_, b) = named
-        axis, sign = axes[q.kind]
-        apart = where(scene, names, a)[axis] - where(scene, names, b)[axis]
-        assert abs(apart) > 0.05
+        sign, rows = axes[q.kind], [scene.objects[names.index(name)] for name in (a, b)]
+        column = 0 if q.kind == "nearer" else 3  # metres from the robot, or across the image
+        apart = rows[0][column] - rows[1][column]
+        assert abs(apart) > (0.03 if q.kind == "nearer" else 0.05)
         assert (sign * apart > 0) == (q.answer == "yes")
         looked += 1
     assert looked > 100
@@ -95,15 +96,20 @@ def test_location_tokens_lie_where_the_thing_is(asked):
             if q.kind == "point":
                 assert found == [int(v), int(u)]
             else:
-                top, left, bottom, right = found
-                assert top <= bottom
-                assert left <= right
+                side = int(scene.cover.shape[1] ** 0.5)
+                rows, columns = np.nonzero(scene.cover[camera].reshape(side, side) == names.index(name))
+                if len(rows):  # cells of which a thing covers most lie inside its box
+                    inner = (np.array([rows.min(), columns.min(), rows.max(), columns.max()]) + 0.5) / side * LOCATIONS
+                    assert np.all(np.array(found[:2]) <= inner[:2] + 2)
+                    assert np.all(np.array(found[2:]) >= inner[2:] - 2)
         elif q.kind == "detect":
             view = 0 if " front " in q.question else 1
             kind = next(word[:-1] for word in q.question.split() if word[:-1] in (*OBJECT_KINDS, *FIXED_KINDS))
             places = [[int(t) for t in re.findall(r"<loc(\d\d)>", part)] for part in q.answer.split(", ")]
             colors = [part.split(">")[-1].strip() for part in q.answer.split(", ")]
             assert [u for _, u in places] == sorted(u for _, u in places)
+            seen = [k for k, name in enumerate(names) if name.endswith(kind) and scene.pixels[k, view] > 0]
+            assert len(seen) == len(places)
             for (v, u), color in zip(places, colors):
                 assert np.abs(where(scene, names, f"{color} {kind}", view) * LOCATIONS - (u, v)).max() <= 1.0
         elif q.kind == "name_at":
@@ -126,6 +132,8 @@ def test_answers_say_little_by_themselves(asked):
         "exists": 0.65,
     }.items():
         assert max(answers[kind].values()) / answers[kind].total() < most, (kind, answers[kind])
+    absent = Counter(q.answer for _, _, q in asked["pair"] if q.kind == "exists")
+    assert 0.25 < absent["yes"] / absent.total() < 0.75
     assert 0.25 < answers["holding"]["yes"] / answers["holding"].total() < 0.75
 
 

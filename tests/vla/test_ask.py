@@ -36,11 +36,17 @@ def test_a_place_is_drawn(picture, monkeypatch, capsys):
 
 
 def test_a_box_is_drawn_and_words_are_not(picture, tmp_path, monkeypatch):
-    draw_places(read_image(picture), [10, 20, 50, 80], tmp_path / "box.png")
+    draw_places(read_image(picture), [[10, 20, 50, 80]], tmp_path / "box.png")
     drawn = np.asarray(Image.open(tmp_path / "box.png")).astype(int)
     rows, columns = np.nonzero((drawn[..., 0] > 200) & (drawn[..., 1] < 50))
     edges = np.array([rows.min(), columns.min(), rows.max(), columns.max()]) / len(drawn) * 96
     np.testing.assert_allclose(edges, [10.5, 20.5, 50.5, 80.5], atol=1.0)
+    draw_places(read_image(picture), [[10, 20], [80, 70]], tmp_path / "two.png")
+    two = np.asarray(Image.open(tmp_path / "two.png")).astype(int)
+    red = (two[..., 0] > 200) & (two[..., 1] < 50)
+    assert red.sum() < 400  # two crosses, no box between them
+    assert red[int(10.5 / 96 * len(two)), int(20.5 / 96 * len(two))]
+    assert red[int(80.5 / 96 * len(two)), int(70.5 / 96 * len(two))]
     monkeypatch.setattr(Pretrained, "load", lambda name: type("Words", (Fake,), {"said": "yes"})())
     ask(image=str(picture), question="is it?", vlm="any")
     assert not picture.with_name("table-answer.png").exists()

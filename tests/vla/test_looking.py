@@ -33,7 +33,7 @@ def tokenizer(store):
 
 @pytest.fixture(scope="module")
 def mixture(store, tokenizer):
-    options = Grounding(store="", optimization=Optimization(batch_size=4), sentences=2, heldout=4)
+    options = Grounding(store="", optimization=Optimization(batch_size=4), sentences=2, heldout=4, word_dropout=0.0)
     return Mixture(
         [store],
         tokenizer=tokenizer,
@@ -41,7 +41,7 @@ def mixture(store, tokenizer):
         length=24,
         questions=2,
         options=options,
-        grid=(2, 2),
+        grids=((2, 2), (4, 4)),
         names=names_of([store]),
         device=torch.device("cpu"),
     )
@@ -282,7 +282,7 @@ def test_scenes_are_recorded_for_every_robot_and_test(tmp_path):
         (("a", "paraphrase"), 150),
     ]
     assert set(tests) == {"pair", "paraphrase"}
-    assert {c[3] for c in calls} == {0, 2_000_000}
+    assert [c[3] for c in calls] == [0, 100_000, 2_000_000, 2_000_000]  # no table is drawn for two robots
     with pytest.raises(ConfigError, match="expected robots of"):
         record_all({"a": make("a")}, recorder, {"c": 1}, tmp_path)
 
@@ -291,12 +291,12 @@ def test_stores_whose_labels_do_not_fit(store, tokenizer, tmp_path):
     options = {"tokenizer": tokenizer, "max_tokens": 8, "questions": 2, "names": names_of([store])}
     options |= {"options": Grounding(store="", heldout=4), "device": torch.device("cpu")}
     with pytest.raises(StoreError, match="do not fit image tokens"):
-        Mixture([store], length=24, grid=(3, 3), **options)
+        Mixture([store], length=24, grids=((2, 2), (3, 3)), **options)
     with pytest.raises(StoreError, match="longer than 3 tokens"):
-        Mixture([store], length=3, grid=(2, 2), **options)
+        Mixture([store], length=3, grids=((2, 2), (4, 4)), **options)
     plain = record_scenes(tmp_path / "plain", range(6))
     with pytest.raises(StoreError, match="without questions"):
-        Mixture([plain], length=24, grid=(2, 2), **options)
+        Mixture([plain], length=24, grids=((2, 2), (4, 4)), **options)
 
 
 def test_things_without_a_name_are_no_target(store, mixture):

@@ -9,7 +9,7 @@ from brachium.errors import ConfigError
 from brachium.vla.checkpoint import load_checkpoint
 from brachium.vla.questions import IGNORE, location_tokens
 from brachium.vla.tokenizer import subword_tokenizer
-from brachium.vla.tuning import ActionWriter, Tuning
+from brachium.vla.tuning import ActionWriter, check_tuning
 
 from .conftest import make_embodiment, make_model, make_recipe, make_statistics, record_scenes
 from .test_pretrain import run
@@ -71,6 +71,29 @@ def test_no_gradient_of_the_head_passes_the_insulation(pretrained, demos, tmp_pa
     assert not torch.equal(ways["one"][vision], ways["open"][vision])
 
 
+def test_adapters_resume_to_the_same_weights(pretrained, demos, tmp_path, monkeypatch):
+    import brachium.vla.loop as module
+
+    torch.manual_seed(1)
+    whole = train(demos, pretrained, tmp_path / "whole", "tune=lora").state_dict()
+    original, calls = module.TrainLoop._update_average, []
+
+    def stop(self):
+        original(self)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(2)  # another process would begin elsewhere
+    with monkeypatch.context() as patch:
+        patch.setattr(module.TrainLoop, "_update_average", stop)
+        words = ["train", f"store={demos.path}", f"out={tmp_path / 'halves'}", f"encoder={pretrained}", *FEW]
+        assert main([*words, "tune=lora"]) == 130
+    torch.manual_seed(3)
+    halves = train(demos, pretrained, tmp_path / "halves", "tune=lora", "resume=true").state_dict()
+    assert all(torch.equal(halves[name], value) for name, value in whole.items())
+
+
 def test_actions_are_written_as_the_nearest_location_token():
     specs = {"tiny": make_embodiment()}
     tokenizer = subword_tokenizer(["go"], size=300)
@@ -100,6 +123,8 @@ def test_what_cannot_be_tuned():
     with pytest.raises(ConfigError, match="location tokens"):
         ActionWriter(model, "tiny")
     with pytest.raises(ConfigError, match=r"unknown tune 'lorra'.*lora"):
-        Tuning(model.encoder, "lorra")
+        check_tuning("lorra", 8, insulate=False)
     with pytest.raises(ConfigError, match="lora_rank of at least 1"):
-        Tuning(model.encoder, "lora", 0)
+        check_tuning("lora", 0, insulate=False)
+    with pytest.raises(ConfigError, match="expected tune=lora or full"):
+        check_tuning("frozen", 8, insulate=True)

@@ -53,6 +53,7 @@ class Backbone(Protocol):
     width: int
     vision_width: int
     pixel_mean: torch.Tensor
+    grid: tuple[int, int]
     token_grid: tuple[int, int]
 
     def fit_pixels(self, images: UInt8[torch.Tensor, "b n height width 3"]) -> None:

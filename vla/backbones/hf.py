@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as hf_logging
 
-from ...errors import CheckpointError, ConfigError
+from ...errors import CheckpointError, ConfigError, did_you_mean
 from .base import BackboneFeatures, VLMFamily
 from .packed import KERNEL, Packing
 from .paligemma import PaliGemma
@@ -66,9 +66,7 @@ class HFBackbone(nn.Module):
             self.vlm = _load_pretrained(path, kernel)
             _require_room(self.vlm, vocab_size, path)
         else:
-            self.vlm = AutoModelForImageTextToText.from_config(
-                _build_config(dict(config or {}), vocab_size), attn_implementation=kernel
-            )
+            self.vlm = _build(dict(config or {}), vocab_size, kernel)
         self.family = _family_of(self.vlm, image_size)
         self.image_size, self.grid = self.family.image_size, self.family.grid
         self.token_grid = self.family.token_grid
@@ -83,7 +81,8 @@ class HFBackbone(nn.Module):
         """Switch between training and evaluation, and with `attention` ``auto`` between the kernels fast at each."""
         super().train(mode)
         if self.attention == "auto":
-            self.vlm.set_attn_implementation(KERNEL if mode else "sdpa")
+            capped = getattr(self.vlm.config.text_config, "attn_logit_softcapping", None)  # of Gemma 2; sdpa ignores it
+            self.vlm.set_attn_implementation(KERNEL if mode or capped else "sdpa")
         return self
 
     @property
@@ -268,7 +267,7 @@ def _load_pretrained(path: str, attention: str) -> Any:
             "Expected a directory with config.json and safetensors weights, or a hub name that can be reached."
         ) from error
     vlm, info = loaded
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("lm_head."))
+    missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
         raise CheckpointError(
             f"cannot load a backbone from {path!r}: {len(missing)} weights are missing, for example {missing[:3]}"
@@ -276,7 +275,8 @@ def _load_pretrained(path: str, attention: str) -> Any:
     return vlm
 
 
-def _build_config(config: dict[str, Any], vocab_size: int | None) -> Any:
+def _build(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any:
+    """A model with random weights."""
     model_type = config.pop("model_type", None)
     if model_type is None:
         raise ConfigError("a backbone config needs model_type, for example smolvlm or idefics3")
@@ -284,7 +284,12 @@ def _build_config(config: dict[str, Any], vocab_size: int | None) -> Any:
         text = {**config.get("text_config", {}), "vocab_size": vocab_size, "pad_token_id": 0}
         config |= {"text_config": text, "pad_token_id": 0, "image_token_id": 1}
     config.pop("_resolved", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"transformers knows no model type {model_type!r}. {did_you_mean(model_type, CONFIG_MAPPING)}"
+        )
     try:
-        return AutoConfig.for_model(model_type, **config)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"transformers knows no model type {model_type!r}: {error}") from error
+        made = AutoConfig.for_model(model_type, **config)
+        return AutoModelForImageTextToText.from_config(made, attn_implementation=attention)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.backbone.config describes no {model_type} that can be built: {error}") from error

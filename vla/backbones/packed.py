@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ...errors import ConfigError
+
 KERNEL = "packed"
 
 
@@ -51,6 +53,10 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if packing is None:
+        if getattr(module, "is_causal", False):  # nobody made the mask that a text needs
+            raise ConfigError(
+                "the kernel packed reads texts through HFBackbone alone: set attention=sdpa for other uses"
+            )
         return (_weights(query @ key.mT, attention_mask, value, softcap) @ value).transpose(1, 2).contiguous(), None
     m, (_, k, e, _) = len(packing.prefix), packing.own.shape
     first = _weights(query[:, :, :m] @ key[:, :, :m].mT, _additive(packing.prefix, query), value, softcap)
