@@ -43,6 +43,12 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _origin(notes: Mapping[str, Any]) -> str:
+    if notes.get("recipe"):
+        return f"Recipe {notes['recipe']}; `brachium pretrain` with the options of its `brachium.json` makes it again."
+    return str(notes.get("origin", "Its recipe was not noted."))
+
+
 def model_card(notes: Mapping[str, Any], name: str = "brachium nano") -> str:
     """The card as Markdown, from the notes of a pretraining."""
     metrics: Mapping[str, float] = notes["metrics"]
@@ -88,7 +94,7 @@ Not for: photographs, other cameras, other words. It has seen nothing else, and 
 - Colour-shape pairs that no text names: see `HELD_OUT_PAIRS`. They stand on the tables as distractors.
 - {options["steps"]} steps of {options["batch_size"]} scenes in {notes["seconds"] / 60:.0f} minutes on
   {notes.get("machine", "a CPU")}, seed {options["seed"]}. Stage without labels: {"yes" if notes["seeing"] else "no"}.
-- Recipe {notes.get("recipe", "unknown")}; `brachium pretrain` makes it again.
+- {_origin(notes)}
 
 ## Scores
 

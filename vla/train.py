@@ -17,7 +17,7 @@ from ..console import human_time, log, require_disk
 from ..datasets.split import is_heldout
 from ..datasets.statistics import Statistics, compute_statistics
 from ..datasets.store import EpisodeStore
-from ..errors import ConfigError, SpecMismatchError, StoreError
+from ..errors import ConfigError, NotFoundError, SpecMismatchError, StoreError
 from ..spec import Observation
 from .checkpoint import Golden, load_checkpoint, make_golden, resolved_backbone, save_checkpoint, unshared
 from .ground import Grounding, ground
@@ -209,6 +209,11 @@ def _build(
     if encoder is not None and is_pretrained(encoder):
         return _on_pretrained(recipe, data, Pretrained.load(encoder), encoder, seed)
     if encoder is not None:
+        if not Path(encoder).exists():
+            raise NotFoundError(
+                f"no checkpoint or pretrained model at {encoder}. Type encoder=nano (it ships with brachium), "
+                "or see: brachium list checkpoints"
+            )
         source = load_checkpoint(encoder)
         theirs = next(iter(source.embodiments.values()))
         fits = not source.recipe.points or tool_pose(theirs) == tool_pose(data.embodiment)
