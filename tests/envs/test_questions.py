@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from brachium.envs.language import HELD_OUT_PAIRS
-from brachium.envs.questions import ASKS, LOCATIONS, NOTHING, cover, location, place_words, visible_boxes
+from brachium.envs.questions import LOCATIONS, NOTHING, cover, location, place_words, visible_boxes
 from brachium.envs.scenes import Clutter, SceneSampler
 from brachium.envs.tasks.drawer import Drawer
 from brachium.envs.tasks.place import Place
+from brachium.envs.wordings import ASKS
 from brachium.errors import ConfigError
 from brachium.sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS
 

@@ -176,7 +176,7 @@ def test_watched_attention_is_the_plain_kernels():
     seen = []
     handles = [
         layer.self_attn.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
-        for layer in plain.family.layers
+        for layer in plain.family.language_model.layers
     ]
     plain(images, tokens, mask)
     for handle in handles:

@@ -165,7 +165,7 @@ def test_a_held_out_share_that_makes_no_sense(tmp_path, demos, heldout):
 
 
 def test_an_encoder_of_other_cameras_or_none(tmp_path, demos):
-    with pytest.raises(NotFoundError, match="no checkpoint at"):
+    with pytest.raises(NotFoundError, match=r"no checkpoint or pretrained model at .* encoder=nano"):
         run(demos, tmp_path / "out", encoder=str(tmp_path / "none"))
     run(demos, tmp_path / "first", optimization=replace(FAST, steps=1))
     other = record_demos(tmp_path / "store", range(2), spec=make_embodiment(cameras=("top",)))

@@ -87,42 +87,47 @@ class Seen:
     deep: tuple[Float[torch.Tensor, "i m d"], ...] = ()
 
 
-class VLMFamily(Protocol):
-    """How models of one family see, lay out and read.
+class VLMFamily:
+    """How models of one family see, lay out and read. What is here is right for most.
 
     Attributes:
         model_types: Names of `transformers` for the models of the family.
         pixels: Mean and standard deviation of each channel that the vision tower was trained with.
         two_way: Whether image tokens see later ones too.
+        first: Position of the first token.
         image_size: Edge of an image [px].
         grid: Rows and columns of patches.
         token_grid: Rows and columns of image tokens.
         vision_width: Width of the patch features.
+        language_model: The language model, without its output layer.
     """
 
     model_types: tuple[str, ...]
-    pixels: tuple[tuple[float, ...], tuple[float, ...]]
-    two_way: bool
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    two_way = False
+    first = 0
     image_size: int
     grid: tuple[int, int]
     token_grid: tuple[int, int]
     vision_width: int
+    language_model: Any
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
-        """Read the model's configuration."""
-
-    @property
-    def layers(self) -> Any:
-        """The layers of the language model, a `ModuleList`."""
+        raise NotImplementedError
 
     def look(self, pixels: Float[torch.Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of normalised images."""
+        raise NotImplementedError
 
     def prefix(self, tokens: Float[torch.Tensor, "b n m d"]) -> tuple[torch.Tensor, Bool[torch.Tensor, " p"]]:
         """The sequence (b, p, d) of n images' tokens, and which of it are image tokens."""
+        flat = tokens.flatten(1, 2)
+        return flat, torch.ones(flat.shape[1], dtype=torch.bool, device=flat.device)
 
     def positions(self, cameras: int) -> tuple[Int[torch.Tensor, "x p"], int]:
         """Positions of that sequence along each of the model's axes, and where what follows goes on."""
+        count = cameras * self.token_grid[0] * self.token_grid[1]
+        return self.first + torch.arange(count)[None], self.first + count
 
     def read(
         self,
@@ -137,3 +142,19 @@ class VLMFamily(Protocol):
 
         Who sees whom is in `mask`, which is additive, or in `packing`.
         """
+        extra: dict[str, Any] = {} if packing is None else {"packing": packing}  # the model hands it on to the kernel
+        if deep:
+            where = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+            where[:, : len(visual)] = visual
+            extra |= {
+                "visual_pos_masks": where,
+                "deepstack_visual_embeds": [features.flatten(0, 1) for features in deep],
+            }
+        states: torch.Tensor = self.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions[0] if len(positions) == 1 else positions,
+            attention_mask=mask,
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+        return states

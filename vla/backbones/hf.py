@@ -147,7 +147,7 @@ class HFBackbone(nn.Module):
         before = before.to(steps.device)
         if watch and not self._packs:
             raise ConfigError(f"to watch attention the model must run with attention=packed, got {self.attention}")
-        with _watched(self.family.layers, watch) as watched:
+        with _watched(self.family.language_model.layers, watch) as watched:
             states = self.family.read(
                 torch.cat([prefix, suffix.reshape(b, -1, self.width)], dim=1),
                 mask,

@@ -73,11 +73,6 @@ def packed_attention(
     return torch.cat([images, texts], dim=2).transpose(1, 2).contiguous(), shares
 
 
-def given(packing: Packing | None) -> dict[str, Any]:
-    """Extra arguments of a model's forward, which hands them on to the kernel."""
-    return {} if packing is None else {"packing": packing}
-
-
 def _additive(seen: Bool[Tensor, "*rest k"], like: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
 

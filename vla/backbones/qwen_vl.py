@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .base import Seen, VLMFamily
-from .packed import Packing, given
 
 
 class QwenVL(VLMFamily):
@@ -23,12 +22,11 @@ class QwenVL(VLMFamily):
 
     model_types = ("qwen2_5_vl", "qwen3_vl")
 
-    two_way = False
     default_size = 224
     """Edge of an image unless another is given [px], rounded to whole merged patches."""
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
-        self.vlm, self.config = vlm, vlm.config
+        self.vlm, self.config, self.language_model = vlm, vlm.config, vlm.model.language_model
         vision = vlm.config.vision_config
         self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
         self.frames = int(vision.temporal_patch_size)
@@ -43,11 +41,6 @@ class QwenVL(VLMFamily):
         clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
         half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.pixels = clip if vlm.config.model_type == "qwen2_5_vl" else half
-
-    @property
-    def layers(self) -> Any:
-        """Qwen's."""
-        return self.vlm.model.language_model.layers
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """Patches and image tokens of images."""
@@ -88,25 +81,3 @@ class QwenVL(VLMFamily):
             found += [torch.full((3, 1), start), start + 1 + inner, torch.full((3, 1), start + 1 + side)]
             start += side + 2
         return torch.cat(found, dim=1), start
-
-    def read(
-        self,
-        embeddings: Float[Tensor, "b q d"],
-        mask: Float[Tensor, "b 1 q q"] | None,
-        positions: Int[Tensor, "x b q"],
-        visual: Bool[Tensor, " p"],
-        deep: tuple[Tensor, ...],
-        packing: Packing | None,
-    ) -> Float[Tensor, "b q d"]:
-        """One pass of the language model."""
-        extra: dict[str, Any] = given(packing)
-        if deep:
-            where = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-            where[:, : len(visual)] = visual
-            extra |= {
-                "visual_pos_masks": where,
-                "deepstack_visual_embeds": [features.flatten(0, 1) for features in deep],
-            }
-        return self.vlm.model.language_model(
-            inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False, **extra
-        ).last_hidden_state
