@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,20 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 from demo_controls import OUT, ROOT, TASKS, brachium, cpu_name
 
 from brachium.policies.intervals import rate
+from brachium.vla.pretrained import identity_of
 
 FOLDER = OUT / "adaptation"
 TARGET = ROOT / "benchmarks" / "results" / "adaptation.json"
-AMOUNTS = {
+WAYS = {
     "scratch": ["encoder=null", "tune=full"],
-    "pretrained, whole": ["encoder=nano", "tune=full"],
-    "pretrained, frozen": ["encoder=nano", "tune=frozen"],
-}
-MODES = {
+    "whole": ["encoder=nano", "tune=full"],
     "frozen": ["encoder=nano", "tune=frozen"],
     "LoRA": ["encoder=nano", "tune=lora"],
     "LoRA, insulated": ["encoder=nano", "tune=lora", "insulate=true"],
-    "whole": ["encoder=nano", "tune=full"],
     "whole, insulated": ["encoder=nano", "tune=full", "insulate=true"],
 }
+AMOUNTS = ("scratch", "whole", "frozen")
+MODES = ("frozen", "LoRA", "LoRA, insulated", "whole", "whole, insulated")
 LEARNT = ("color", "shape", "count", "left", "exists", "place")
 """Kinds of questions whose mean score says what is left of the language."""
 
@@ -50,31 +51,43 @@ def demonstrations(count: int) -> Path:
     return path
 
 
-def policy(name: str, words: list[str], count: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def policy(name: str, count: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and roll out one policy; its successes by task, and the seconds of its training."""
     run = FOLDER / f"{name.replace(', ', '-')}-{count}-{seed}"
     note = run / "policy.json"
-    if note.exists():
-        return dict(json.loads(note.read_text()))
-    store = demonstrations(count)
+    per_seed = -(-options.episodes // options.seeds)
+    asked: dict[str, Any] = {"steps": options.steps, "batch": options.batch, "episodes": per_seed}
+    if "encoder=nano" in WAYS[name]:
+        asked["encoder"] = identity_of("nano")
+    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
+    if found.get("asked") == asked:
+        return found
     shutil.rmtree(run, ignore_errors=True)
     out = run.relative_to(ROOT)
-    steps = [
-        f"optimization.steps={options.steps}",
-        f"optimization.batch_size={options.batch}",
-        "optimization.lr=0.0005",
-    ]
+    steps = [f"optimization.steps={options.steps}", f"optimization.batch_size={options.batch}"]
     begin = time.monotonic()
-    brachium("train", f"store={store}", f"out={out}", f"optimization.seed={seed}", *steps, *words)
+    store = (FOLDER / f"store-{count}").relative_to(ROOT)
+    words = [f"optimization.seed={seed}", "optimization.lr=0.0005", *steps, *WAYS[name]]
+    brachium("train", f"store={store}", f"out={out}", *words)
     seconds = time.monotonic() - begin
     first = f"seed={1_000_000 + 10_000 * seed}"
-    per_seed = f"episodes={-(-options.episodes // options.seeds)}"
-    brachium("eval", f"checkpoint={out}/checkpoint", f"out={out}/eval", first, per_seed, "videos=0", "report=false")
+    quiet = ("videos=0", "report=false")
+    brachium("eval", f"checkpoint={out}/checkpoint", f"out={out}/eval", first, f"episodes={per_seed}", *quiet)
     tasks = json.loads((run / "eval" / "summary.json").read_text())["tasks"]
     wins = {task: [tasks[task]["success"], tasks[task]["episodes"]] for task in TASKS}
-    found = {"wins": wins, "seconds": seconds}
+    found = {"asked": asked, "wins": wins, "seconds": seconds}
     note.write_text(json.dumps(found) + "\n")
     return found
+
+
+def policies(names: Sequence[str], counts: Sequence[int], options: argparse.Namespace) -> dict[tuple[str, int], Any]:
+    """Every policy, `options.workers` at once, pooled over seeds."""
+    for count in counts:
+        demonstrations(count)
+    cells = [(name, count) for name in names for count in counts]
+    with ThreadPoolExecutor(options.workers) as pool:
+        runs = {cell: [pool.submit(policy, *cell, seed, options) for seed in range(options.seeds)] for cell in cells}
+        return {cell: pooled([run.result() for run in some]) for cell, some in runs.items()}
 
 
 def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,23 +98,19 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def amount(options: argparse.Namespace) -> dict[str, Any]:
     """Every encoder at every number of demonstrations."""
-    cells = {}
-    for name, words in AMOUNTS.items():
-        cells[name] = {
-            str(count): pooled([policy(name, words, count, seed, options) for seed in range(options.seeds)])
-            for count in options.demos
-        }
+    made = policies(AMOUNTS, options.demos, options)
+    cells = {name: {str(count): made[name, count] for count in options.demos} for name in AMOUNTS}
     return {"steps": options.steps, "batch": options.batch, "seeds": options.seeds, "cells": cells}
 
 
 def modes(options: argparse.Namespace) -> dict[str, Any]:
     """Every way to adapt at one number of demonstrations, and the language scores of its encoder."""
     count = options.demos[len(options.demos) // 2]
+    made = policies(MODES, [count], options)
     cells = {}
-    for name, words in MODES.items():
-        runs = [policy(name, words, count, seed, options) for seed in range(options.seeds)]
+    for name in MODES:
         checkpoint = FOLDER / f"{name.replace(', ', '-')}-{count}-0" / "checkpoint"
-        cells[name] = {**pooled(runs), "language": language(checkpoint)}
+        cells[name] = {**made[name, count], "language": language(checkpoint)}
     return {"demonstrations": count, "steps": options.steps, "batch": options.batch, "cells": cells}
 
 
@@ -148,10 +157,12 @@ def main() -> None:
     parser.add_argument("--demos", type=int, nargs="*", default=[25, 100, 400], help="demonstrations a task")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes a task, over all seeds")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of every training")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="policies at once, a thread each")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of every training")
     parser.add_argument("--batch", type=int, default=32, help="windows a step")
     options = parser.parse_args()
     os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"  # two small trainings side by side are twice as fast as one on two threads
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
     results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
     results[options.part] = {"amount": amount, "modes": modes}[options.part](options)

@@ -24,8 +24,12 @@ SEEN = 8
 """Pixels of a thing that must be visible before it is asked about."""
 MOST = 4
 """Things at most that are counted or listed with their places."""
+OFTEN = {"count": 5.0, "color": 1.5}
+"""Kinds of questions that are drawn more often: they are learnt more slowly, or can rarely be asked."""
 APART = 0.06
 """Difference in image coordinates from which on one thing counts as left of another."""
+RARER = {0: 0.85, 1: 0.7, 2: 0.7, 3: 0.2}
+"""Share of questions with this count that are not asked: every scene lacks something, few have four of a kind."""
 FARTHER = 0.03
 """Difference in distance from the robot, along the table, from which on one thing counts as nearer than another [m]."""
 
@@ -174,10 +178,11 @@ class Asker:
         return may_name(self.facts.items[k].name, self.split)
 
     def draw(self, count: int) -> list[Question]:
-        """Up to `count` different questions, of kinds drawn evenly among those that can be asked."""
+        """Up to `count` different questions, of kinds drawn as often as `OFTEN` says among those that can be asked."""
         found: dict[str, Question] = {}
+        often = np.array([OFTEN.get(kind, 1.0) for kind in ASKS])
         for _ in range(6 * count):
-            kind = str(self.rng.choice(list(ASKS)))
+            kind = str(self.rng.choice(list(ASKS), p=often / often.sum()))
             made = getattr(self, f"_{kind}")()
             if made is not None:
                 wordings = ASKS[kind][self.split == "paraphrase"]
@@ -254,8 +259,9 @@ class Asker:
             return None  # what cannot be seen cannot be counted
         kinds = [item.kind for item in self.facts.items]
         counts = {kind: kinds.count(kind) for kind in (*OBJECT_KINDS, "bowl", "zone")}
-        wanted = self._pick(sorted({n for n in counts.values() if n <= MOST}))
-        if wanted == 0 and self.rng.random() < 0.7:  # every scene lacks something
+        found = sorted({n for n in counts.values() if n <= MOST})
+        wanted = found[int(self.rng.integers(len(found)))]
+        if self.rng.random() < RARER.get(wanted, 0.0):
             return None
         asked = [kind for kind, n in counts.items() if n == wanted]
         kind = asked[int(self.rng.integers(len(asked)))]

@@ -246,7 +246,7 @@ class SceneSampler:
 
 
 class Clutter:
-    """Tables of no task: one to `most` free objects, often of one kind, and up to two bowls or zones."""
+    """Tables of no task: one to `most` objects, often two to four of one kind, and up to two bowls or zones."""
 
     def __init__(self, *, most: int = 6) -> None:
         self.most = most
@@ -254,9 +254,13 @@ class Clutter:
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
         """A table; with `split` ``pair`` the first object is a held-out pair."""
         while True:
-            kinds = OBJECT_KINDS if rng.random() < 0.5 else (str(rng.choice(OBJECT_KINDS)),)
-            options = [(color, kind) for color in COLORS for kind in kinds]
-            picked = [options[int(i)] for i in rng.permutation(len(options))[: int(rng.integers(1, self.most + 1))]]
+            options = [(color, kind) for color in COLORS for kind in OBJECT_KINDS]
+            options = [options[int(i)] for i in rng.permutation(len(options))]
+            picked = options[: int(rng.integers(1, self.most + 1))]
+            if rng.random() < 0.6:  # so that there is something to count
+                kind, alike = str(rng.choice(OBJECT_KINDS)), int(rng.choice([2, 3, 4, 4]))
+                others = [pair for pair in options if pair[1] != kind][: int(rng.integers(0, self.most - alike + 1))]
+                picked = [*[pair for pair in options if pair[1] == kind][:alike], *others]
             if all(pair in HELD_OUT_PAIRS for pair in picked) and split != "pair":
                 continue  # nothing that a sentence may name
             if split == "pair":

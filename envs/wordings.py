@@ -57,8 +57,9 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "what is the count of {a}s?",
             "how many {a}s can you see?",
             "how many {a}s lie on the table?",
+            "what is the number of {a}s?",
         ),
-        ("what is the number of {a}s?", "how many {a}s are on the table?"),
+        ("count the {a}s on the table.", "how many {a}s are on the table?"),
     ),
     "left": (
         (
@@ -149,15 +150,29 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "where on the table is the {a}?",
             "on which part of the table is the {a}?",
             "which part of the table has the {a}?",
+            "the {a} is in which part of the table?",
+            "which place on the table does the {a} have?",
         ),
         ("the {a} is where on the table?", "the {a} is on which part of the table?"),
     ),
     "gripper": (
-        ("where is the gripper?", "what is the place of the gripper?", "at which place is the gripper?"),
-        ("what is the position of the gripper?", "the gripper is at which place?"),
+        (
+            "where is the gripper?",
+            "what is the place of the gripper?",
+            "at which place is the gripper?",
+            "what is the position of the gripper?",
+            "the gripper is at which position?",
+        ),
+        ("at which position is the gripper?", "the gripper is at which place?"),
     ),
     "caption": (
-        ("what is on the table?", "describe the table.", "name the things on the table.", "what lies on the table?"),
+        (
+            "what is on the table?",
+            "describe the table.",
+            "name the things on the table.",
+            "what lies on the table?",
+            "which things lie on the table?",
+        ),
         ("which things are on the table?", "name what is on the table."),
     ),
 }

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .ground import Grounding
 from .grounding import grounding_loss, inside
 from .looking import PatchNames, looking_loss
 from .loop import Optimization, TrainLoop
-from .pretrain_data import Mixture, PretrainBatch, corpus_of, names_of, record_all, same_body
+from .pretrain_data import SEEN, Mixture, PretrainBatch, corpus_of, names_of, record_all, same_body
 from .pretrained import Pretrained
 from .probe import linear_probe
 from .questions import IGNORE, blurred_targets, choices, language_loss, location_tokens, score
@@ -38,10 +39,9 @@ from .train import choose_device
 
 MEAN, STD = 0.5, 0.25
 """Pixel normalisation, for any image."""
-SEEN = 8.0
-"""Pixels from which on a thing counts as visible in the scores."""
-LOOK, MIDDLE = 0.5, 5.0
-"""Weights of the losses of where to look, and of where the thing in a patch has its middle."""
+LOOK, MIDDLE, COUNTED = 0.5, 5.0, 5.0
+"""Weights of the losses of where to look, of where the thing in a patch has its middle, and of how many middles lie in
+it."""
 AT_ONCE = 25
 """Scenes scored at once."""
 
@@ -114,16 +114,7 @@ def pretrain(
     begin = time.monotonic()
     if not stores and not (scenes and recorder and tables):
         raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
-    if len(watch) != 2 or heldout < 1:
-        raise ConfigError(
-            "expected two layers to watch, for what words stand for and for what the next is about, and at least one "
-            f"scene held out of each store; got watch={list(watch)} and heldout={heldout}"
-        )
-    if not model.points or model.backbone.get("path"):
-        raise ConfigError(
-            "pretraining makes a new model that points: expected model.points=true and a backbone without path, got "
-            f"points={model.points} and path={model.backbone.get('path')}. Type model=nano"
-        )
+    _check_options(model, watch, heldout)
     folder, place = Path(out), torch.device(choose_device(device))
     require_disk(folder, 200e6, "pretraining")
     if not stores:
@@ -134,23 +125,17 @@ def pretrain(
     tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
     recipe = replace(model, max_tokens=min(model.max_tokens, length))
     encoder = _fresh(recipe, tokenizer, *same_body([*opened, *others.values()]), optimization.seed).to(place)
-    options = Grounding(store="", optimization=optimization, sentences=sentences, word_dropout=0.05, heldout=heldout)
-    names = names_of(opened)
-
-    def mixture(some: Sequence[EpisodeStore], *, evaluation: bool = False) -> Mixture:
-        return Mixture(
-            some,
-            tokenizer=tokenizer,
-            max_tokens=recipe.max_tokens,
-            length=length,
-            questions=questions,
-            options=options,
-            grids=(encoder.backbone.token_grid, encoder.backbone.grid),
-            names=names,
-            device=place,
-            evaluation=evaluation,
-        )
-
+    mixture = partial(
+        Mixture,
+        tokenizer=tokenizer,
+        max_tokens=recipe.max_tokens,
+        length=length,
+        questions=questions,
+        options=Grounding(store="", optimization=optimization, sentences=sentences, word_dropout=0.05, heldout=heldout),
+        grids=(encoder.backbone.token_grid, encoder.backbone.grid),
+        names=names_of(opened),
+        device=place,
+    )
     data = mixture(opened)
     if seeing.optimization is not None:
         _see(encoder, data, seeing, folder, resume)
@@ -213,6 +198,19 @@ def pretrain(
         (folder / f"resume-{stage}.safetensors").unlink(missing_ok=True)
     log(f"{path}: saved and loaded again, {human_time(seconds)}")
     return 0
+
+
+def _check_options(model: Recipe, watch: Sequence[int], heldout: int) -> None:
+    if len(watch) != 2 or heldout < 1:
+        raise ConfigError(
+            "expected two layers to watch, for what words stand for and for what the next is about, and at least one "
+            f"scene held out of each store; got watch={list(watch)} and heldout={heldout}"
+        )
+    if not model.points or model.backbone.get("path"):
+        raise ConfigError(
+            "pretraining makes a new model that points: expected model.points=true and a backbone without path, got "
+            f"points={model.points} and path={model.backbone.get('path')}. Type model=nano"
+        )
 
 
 def _fresh(recipe: Recipe, tokenizer: Any, cameras: int, body: tuple[int, ...], seed: int) -> Encoder:
@@ -292,9 +290,10 @@ def pretraining_loss(
     features = encoder.read(images, batch.texts, watch)
     spoken = _language(encoder, features.text[:, k:], targets, blurred, priors, batch.priors)
     looked, shares = looking_loss(features.attention, batch.looks)
-    named, middle = patches(features.tokens, batch.looks)
-    value = spoken + LOOK * looked + named + MIDDLE * middle
-    parts = {"language": spoken.detach(), "patches": named.detach(), "middle": middle.detach()}
+    named, middle, counted = patches(features.tokens, batch.looks)
+    value = spoken + LOOK * looked + named + MIDDLE * middle + COUNTED * counted
+    parts = {"language": spoken, "patches": named, "middle": middle, "counted": counted}
+    parts = {name: part.detach() for name, part in parts.items()}
     parts |= {f"look{number}": share for number, share in zip(watch, shares)}
     if not alone:
         points, words = encoder.points_of(features.first_texts(k), batch.scenes.state)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, SpecMismatchError, StoreError
-from .ground import Grounding, SceneBatch, SceneData
-from .looking import Looks, token_labels
+from .ground import PIXELS, Grounding, SceneBatch, SceneData
+from .looking import Looks, middles, token_labels
 from .model import stack_images, tool_pose
 from .questions import IGNORE, NamePriors, QuestionEncoder, Speller, bits
 from .tokenizer import InstructionEncoder
@@ -28,7 +28,8 @@ AT_ONCE = 1000
 """Scenes whose texts are spelt at once."""
 THINGS = 8
 """Things of a scene at most."""
-
+SEEN = 8.0
+"""Pixels from which on a thing counts as visible."""
 
 TESTS = ("pair", "paraphrase")
 """Splits of scenes that are for scores only."""
@@ -259,15 +260,20 @@ class Mixture:
         shown, most = token_labels(self.cover(which, scenes), self.grid, THINGS)
         spelt = torch.from_numpy(self.names[which][scenes])
         words = torch.einsum("bnmk,bkw->bnmw", shown.float(), spelt[:, :THINGS].float()) > 0
-        uv = torch.from_numpy(part.objects[scenes][..., 3:]).unflatten(-1, (n, 3))[..., :2].transpose(1, 2)
-        none = torch.full((*uv.shape[:2], THINGS + 1 - uv.shape[2], 2), torch.nan)
+        uvz = torch.from_numpy(part.objects[scenes][..., 3:]).unflatten(-1, (n, 3)).transpose(1, 2)
+        uv, k = uvz[..., :2], uvz.shape[2]
+        none = torch.full((*uv.shape[:2], THINGS + 1 - k, 2), torch.nan)
         centre = torch.cat([uv, none], dim=2).gather(2, most[..., None].expand(-1, -1, -1, 2))
         centre = centre.masked_fill((centre - 0.5).abs() > 1.0, torch.nan)  # far outside: no place to point at
+        pixels = torch.from_numpy(part.store.lowdim(PIXELS)[scenes].astype(np.float32)).transpose(1, 2)
+        counts = middles(uv, (uvz[..., 2] > 0) & (pixels >= SEEN), spelt[:, :k].float(), self.grid)
+        named = ~words[..., -1] & (counts[..., -1] == 0)
         return Looks(
             shown=shown.to(self.device),
             words=words[..., :-1].to(self.device),
-            named=(~words[..., -1]).to(self.device),
+            named=named.to(self.device),
             centre=centre.to(self.device),
+            middles=counts[..., :-1].to(self.device),
             things=self._to(np.ascontiguousarray(things.swapaxes(1, 2))),
             views=self._to(np.ascontiguousarray(views.swapaxes(1, 2))),
         )
@@ -293,7 +299,7 @@ def _last(array: np.ndarray, length: int, fill: int) -> np.ndarray:
 
 def _require_questions(store: EpisodeStore, grids: Sequence[tuple[int, int]]) -> None:
     say = "Type: brachium record env=pretraining out=SCENES"
-    if COVER not in store.schema.fields or any(
+    if not {COVER, PIXELS} <= set(store.schema.fields) or any(
         not e.meta.get("questions") or "names" not in e.meta for e in store.episodes
     ):
         raise StoreError(f"{store.path} has scenes without questions, or without what covers their patches. {say}")

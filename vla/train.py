@@ -94,7 +94,6 @@ def train(
     if encoder is None:
         notes |= _teach_encoder(vla, data, training, grounding, folder, resume)
     key = encoding_key(vla, data)
-    writer = ActionWriter(vla, name) if insulate else None
     tuning = Tuning(vla.encoder, tune, lora_rank, optimization.seed)
     encodings = None
     if tune == "frozen" and vla.recipe.points:
@@ -106,19 +105,11 @@ def train(
         f"training {type(vla.head).__name__} ({sum(p.numel() for p in vla.parameters() if p.requires_grad) / 1e6:.2f} M"
         f" of {vla.parameter_count() / 1e6:.2f} M parameters) on {len(training)} episodes, {len(fit.windows)} windows"
     )
-
-    def loss(batch: PolicyBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        if writer is not None:
-            return _insulated(vla, writer, batch, name, generator)
-        encoding = batch.encode(vla)
-        each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, name, generator)
-        return each.mean(), {}
-
     loop = TrainLoop(
         name="act",
         module=vla,
         make_batch=fit.make,
-        loss=loss,
+        loss=_objective(vla, ActionWriter(vla, name) if insulate else None, name),
         options=optimization,
         folder=folder,
         resume=resume,
@@ -150,6 +141,21 @@ def train(
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
+
+
+def _objective(
+    vla: VLAModel, writer: ActionWriter | None, embodiment: str
+) -> Callable[[PolicyBatch, torch.Generator], tuple[Tensor, dict[str, Tensor]]]:
+    """The head's loss, and with a `writer` the insulated encoder's own."""
+
+    def loss(batch: PolicyBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        if writer is not None:
+            return _insulated(vla, writer, batch, embodiment, generator)
+        encoding = batch.encode(vla)
+        each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, generator)
+        return each.mean(), {}
+
+    return loss
 
 
 def _insulated(

@@ -151,7 +151,8 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
     extra = FeatureSpec(name=field, shape=(items, 3 + 3 * len(spec.cameras)))
     cells = SIZE // 4
     cover = FeatureSpec(name="cover", shape=(len(spec.cameras), cells * cells), dtype="uint8")
-    extras = (extra, cover) if questions else (extra,)
+    pixels = FeatureSpec(name="pixels", shape=(items, len(spec.cameras)))
+    extras = (extra, cover, pixels) if questions else (extra,)
     store = EpisodeStore.create(path, StoreSchema(embodiment=spec, extras=extras))
     colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
     names = ("red", "green", "blue")
@@ -161,6 +162,7 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
             images = {c.name: np.full(c.shape, 90, np.uint8) for c in spec.cameras}
             objects = np.zeros((items, extra.shape[1]), np.float32)
             covered = np.full((len(spec.cameras), cells, cells), 255, np.uint8)
+            index = np.full((len(spec.cameras), SIZE, SIZE), 255, np.uint8)
             for k in range(items):
                 objects[k, :3] = rng.uniform(-0.3, 0.3, 3)
                 for n, camera in enumerate(spec.cameras):
@@ -168,6 +170,7 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
                     objects[k, 3 + 3 * n : 6 + 3 * n] = (u, v, 1.0)
                     row, column = int(v * SIZE), int(u * SIZE)
                     images[camera.name][row - 3 : row + 3, column - 3 : column + 3] = colours[k % 3]
+                    index[n, row - 3 : row + 3, column - 3 : column + 3] = k
                     covered[n, (row - 3) // 4 : (row + 6) // 4, (column - 3) // 4 : (column + 6) // 4] = k
             texts = []
             for _ in range(sentences):
@@ -186,7 +189,10 @@ def record_scenes(path, seeds=range(12), *, spec=None, items=3, sentences=2, fie
             writer.begin(texts[0]["text"], meta=meta)
             state = rng.standard_normal(spec.state.dim).astype(np.float32)
             action = np.zeros(spec.action.dim, np.float32)
-            labels = {field: objects, "cover": covered.reshape(len(covered), -1)} if questions else {field: objects}
+            labels = {field: objects}
+            if questions:
+                shown = (index[:, None] == np.arange(items)[:, None, None]).sum((2, 3)).T.astype(np.float32)
+                labels |= {"cover": covered.reshape(len(covered), -1), "pixels": shown}
             writer.step(images=images, state=state, action=action, extras=labels)
             writer.end(True)
     return store.refresh()

@@ -9,7 +9,7 @@ import torch
 from brachium.errors import ConfigError, StoreError
 from brachium.vla.card import model_card, recipe_hash
 from brachium.vla.ground import Grounding
-from brachium.vla.looking import Looks, PatchNames, looking_loss, token_labels
+from brachium.vla.looking import Looks, PatchNames, looking_loss, middles, token_labels
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrain_data import Mixture, corpus_of, names_of, record_all, words_of
 from brachium.vla.probe import linear_probe
@@ -53,6 +53,7 @@ def looks_of(shown, things, views, **more):
         "words": torch.zeros(b, n, m, 2, dtype=torch.bool),
         "named": torch.ones(b, n, m, dtype=torch.bool),
         "centre": torch.full((b, n, m, 2), math.nan),
+        "middles": torch.zeros(b, n, m, 2),
         **more,
     }
     return Looks(shown=shown, things=things, views=views, **given)
@@ -132,6 +133,21 @@ def test_patches_to_look_at_and_their_loss_by_hand():
     assert float(alone) == pytest.approx(-math.log(0.2 + 1e-4), rel=1e-5)
 
 
+def test_middles_by_counting():
+    rng = np.random.default_rng(1)
+    places = torch.from_numpy(rng.uniform(-0.2, 1.2, (3, 2, 5, 2)).astype(np.float32))
+    places[0, 0, 1] = math.nan
+    counted = torch.from_numpy(rng.random((3, 2, 5)) < 0.9)
+    spelt = torch.from_numpy((rng.random((3, 5, 4)) < 0.7).astype(np.float32))
+    wanted = torch.zeros(3, 2, 6, 4)
+    for b, n, k in np.ndindex(3, 2, 5):
+        u, v = places[b, n, k].tolist()
+        if counted[b, n, k] and 0 <= u < 1 and 0 <= v < 1:
+            wanted[b, n, int(v * 2) * 3 + int(u * 3)] += spelt[b, k]
+    assert torch.equal(middles(places, counted, spelt, (2, 3)), wanted)
+    assert float(wanted.max()) > 1  # two of a kind in one token
+
+
 def test_patch_names_by_hand():
     shown = torch.zeros(1, 1, 2, 8, dtype=torch.bool)
     none = torch.zeros(1, 2, 1, 1, dtype=torch.uint8)
@@ -139,9 +155,14 @@ def test_patch_names_by_hand():
     named, centre = torch.tensor([[[True, False]]]), torch.tensor([[[[0.5, 0.25], [math.nan, math.nan]]]])
     heads = PatchNames(3, 2)
     tokens = torch.randn(1, 1, 2, 3)
-    entropy, middle = heads(tokens, looks_of(shown, none, none, words=words, named=named, centre=centre))
+    two = torch.tensor([[[[2.0, 0.0], [1.0, 1.0]]]])
+    given = looks_of(shown, none, none, words=words, named=named, centre=centre, middles=two)
+    entropy, middle, counted = heads(tokens, given)
+    assert float(counted) == pytest.approx(
+        float((heads.middles(tokens[0, 0, 0]) - two[0, 0, 0]).square().sum()), rel=1e-5
+    )
     p = heads.words(tokens[0, 0, 0]).sigmoid()
-    assert float(entropy) == pytest.approx(float(-(p[0].log() + (1 - p[1]).log())), rel=1e-5)
+    assert float(entropy) == pytest.approx(float(-(p[0].detach().log() + (1 - p[1]).log())), rel=1e-5)
     guess = heads.centre(tokens[0, 0, 0])
     assert float(middle) == pytest.approx(float((guess - torch.tensor([0.5, 0.25])).abs().sum()), rel=1e-5)
 
@@ -161,6 +182,17 @@ def test_labels_of_a_batch_are_those_of_the_scenes(mixture, store):
             assert torch.equal(seen, named)  # names of one word
             place = batch.looks.centre[scene, camera].isfinite().all(-1)
             assert torch.equal(place, seen > 0)
+        first = tuple(np.round(batch.scenes.objects[scene, 0, 0, :3].numpy(), 5))
+        frame = next(
+            k for k, rows in enumerate(store.lowdim("objects")) if first in {tuple(r) for r in rows[:, :3].round(5)}
+        )
+        wanted = torch.zeros(2, 4, len(mixture.words))
+        for k, (row, pixels) in enumerate(zip(store.lowdim("objects")[frame], store.lowdim("pixels")[frame])):
+            for camera in range(2):
+                u, v = row[3 + 3 * camera], row[4 + 3 * camera]
+                name = ("red", "green", "blue")[k]
+                wanted[camera, 2 * int(v * 2) + int(u * 2), mixture.words.index(name)] += pixels[camera] >= 8
+        assert torch.equal(batch.looks.middles[scene], wanted)
     cells = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
     apart = (batch.looks.centre - cells).abs().nan_to_num().amax(-1)
     assert float(apart.max()) < 0.25 + 6 / SIZE
