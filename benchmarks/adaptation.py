@@ -127,7 +127,7 @@ def language(checkpoint: Path) -> dict[str, float]:
     path = FOLDER / "questions"
     brachium(
         "record",
-        "env=pretraining",
+        "env=scenes",
         "env.split=paraphrase",
         f"out={path.relative_to(ROOT)}",
         "episodes=100",

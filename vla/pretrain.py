@@ -91,7 +91,7 @@ def pretrain(
         model: Recipe of the model; its backbone is trained.
         optimization: How the stage with words is trained; a batch is of scenes.
         seeing: The stage without labels.
-        stores: Episode stores of scenes with questions (``brachium record env=pretraining``), of one or several robots;
+        stores: Episode stores of scenes with questions (``brachium record env=scenes``), of one or several robots;
             null records them first, into OUT/scenes.
         tests: Name -> store of scenes to score on, beside the held-out scenes of `stores`.
         scenes: Robot -> factory of scenes, for recording.
@@ -113,7 +113,7 @@ def pretrain(
     """
     begin = time.monotonic()
     if not stores and not (scenes and recorder and tables):
-        raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=pretraining out=SCENES)")
+        raise ConfigError("nothing to pretrain on: give stores=[SCENES]   (brachium record env=scenes out=SCENES)")
     _check_options(model, watch, heldout)
     folder, place = Path(out), torch.device(choose_device(device))
     require_disk(folder, 200e6, "pretraining")

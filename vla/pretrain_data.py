@@ -298,7 +298,7 @@ def _last(array: np.ndarray, length: int, fill: int) -> np.ndarray:
 
 
 def _require_questions(store: EpisodeStore, grids: Sequence[tuple[int, int]]) -> None:
-    say = "Type: brachium record env=pretraining out=SCENES"
+    say = "Type: brachium record env=scenes out=SCENES"
     if not {COVER, PIXELS} <= set(store.schema.fields) or any(
         not e.meta.get("questions") or "names" not in e.meta for e in store.episodes
     ):

@@ -26,7 +26,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def scenes():
-    sampler = load("env/pretraining")()
+    sampler = load("env/scenes")()
     return [scene for seed in range(7_000_000, 7_000_000 + TABLES) for scene in sampler.sample(seed)]
 
 
