@@ -89,6 +89,8 @@ demo's demonstrations and encoder.
 
 {nano(root / "benchmarks" / "results" / "nano.json")}
 
+{pretraining(root / "benchmarks" / "results" / "pretraining.json")}
+
 ## Environment steps a second
 
 {throughput(root / "benchmarks" / "results" / "rollout_throughput.json")}
@@ -239,6 +241,24 @@ def nano(path: Path) -> str:
     return (
         "Its scores are on [its card](../vla/assets/nano/README.md). `benchmarks/nano.py`, two images of 96 pixels an "
         "observation, in batches of 16:\n\n" + table(["", ""], rows)
+    )
+
+
+def pretraining(path: Path) -> str:
+    """What parts of the pretraining are worth, in short runs."""
+    found = json.loads(path.read_text())
+    asked = ("color", "shape", "count", "exists", "left", "right", "nearer", "leftmost", "name_at")
+    rows = []
+    for name, run in found["runs"].items():
+        scores = run["scores"]
+        right = [f"{100 * scores[f'heldout/accuracy/{kind}']:.0f}" for kind in asked]
+        pixels = f"{scores['heldout/px/front']:.2f}, {scores['heldout/px_p90/front']:.2f}"
+        rows.append([name, f"{run['seconds'] / 60:.0f}", *right, pixels])
+    return (
+        f"Parts of its training, one run each of {run['steps']} steps (`{found['command']}`, seed 0), right answers on "
+        "held-out scenes [%] and pointing in the front view [px]. Filling in hidden patches first is off by default: "
+        "its minutes are better spent on words.\n\n"
+        + table(["training", "minutes", *(kind.replace("_", " ") for kind in asked), "median, 90th percentile"], rows)
     )
 
 

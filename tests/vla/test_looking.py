@@ -159,7 +159,7 @@ def test_patch_names_by_hand():
     given = looks_of(shown, none, none, words=words, named=named, centre=centre, middles=two)
     entropy, middle, counted = heads(tokens, given)
     assert float(counted) == pytest.approx(
-        float((heads.middles(tokens[0, 0, 0]) - two[0, 0, 0]).square().sum()), rel=1e-5
+        float((heads.middles(tokens[0, 0, 0]) - two[0, 0, 0]).square().sum().detach()), rel=1e-5
     )
     p = heads.words(tokens[0, 0, 0]).sigmoid()
     assert float(entropy) == pytest.approx(float(-(p[0].detach().log() + (1 - p[1]).log())), rel=1e-5)
