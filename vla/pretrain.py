@@ -39,7 +39,7 @@ from .train import choose_device
 
 MEAN, STD = 0.5, 0.25
 """Pixel normalisation, for any image."""
-LOOK, MIDDLE, COUNTED = 0.5, 5.0, 5.0
+LOOK, MIDDLE, COUNTED = 0.5, 5.0, 20.0
 """Weights of the losses of where to look, of where the thing in a patch has its middle, and of how many middles lie in
 it."""
 AT_ONCE = 25
