@@ -158,7 +158,7 @@ def test_patch_names_by_hand():
     two = torch.tensor([[[[2.0, 0.0], [1.0, 1.0]]]])
     given = looks_of(shown, none, none, words=words, named=named, centre=centre, middles=two)
     entropy, middle, counted = heads(tokens, given)
-    assert float(counted) == pytest.approx(
+    assert float(counted.detach()) == pytest.approx(
         float((heads.middles(tokens[0, 0, 0]) - two[0, 0, 0]).square().sum().detach()), rel=1e-5
     )
     p = heads.words(tokens[0, 0, 0]).sigmoid()
