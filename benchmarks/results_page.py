@@ -244,22 +244,43 @@ def nano(path: Path) -> str:
     )
 
 
+ASKED = ("color", "shape", "count", "exists", "left", "right", "nearer", "leftmost", "name_at")
+"""Kinds of questions that the tables of pretraining show."""
+
+
 def pretraining(path: Path) -> str:
-    """What parts of the pretraining are worth, in short runs."""
+    """The shipped recipe from several seeds, and what parts of it are worth in short runs."""
     found = json.loads(path.read_text())
-    asked = ("color", "shape", "count", "exists", "left", "right", "nearer", "leftmost", "name_at")
-    rows = []
-    for name, run in found["runs"].items():
-        scores = run["scores"]
-        right = [f"{100 * scores[f'heldout/accuracy/{kind}']:.0f}" for kind in asked]
-        pixels = f"{scores['heldout/px/front']:.2f}, {scores['heldout/px_p90/front']:.2f}"
-        rows.append([name, f"{run['seconds'] / 60:.0f}", *right, pixels])
-    return (
-        f"Parts of its training, one run each of {run['steps']} steps (`{found['command']}`, seed 0), right answers on "
+    heads = ["minutes", *(kind.replace("_", " ") for kind in ASKED), "px: median, 90th percentile"]
+    parts = table(["training", *heads], [[name, *_scored(run, "heldout")] for name, run in found["runs"].items()])
+    steps = next(iter(found["runs"].values()))["steps"]
+    text = (
+        f"Parts of its training, one run each of {steps} steps (`{found['command']}`, seed 0), right answers on "
         "held-out scenes [%] and pointing in the front view [px]. Filling in hidden patches first is off by default: "
-        "at equal steps it shows no clear gain, and costs a quarter more time.\n\n"
-        + table(["training", "minutes", *(kind.replace("_", " ") for kind in asked), "median, 90th percentile"], rows)
+        "at equal steps it shows no clear gain, and costs a quarter more time.\n\n" + parts
     )
+    if "seeds" not in found:
+        return text
+    rows = []
+    for name, run in found["seeds"].items():
+        for key, shown in (("heldout", "new scenes"), ("paraphrase", "new wordings"), ("pair", "pairs never named")):
+            rows.append([name, shown, *_scored(run, key)])
+    steps = next(iter(found["seeds"].values()))["steps"]
+    return (
+        f"The same recipe from several seeds, on the same scenes, {steps} steps on one core each "
+        "(`OMP_NUM_THREADS=1 brachium pretrain optimization.seed=N`): how far scores spread.\n\n"
+        + table(["seed", "scenes", *heads], rows)
+        + "\n\n"
+        + text
+    )
+
+
+def _scored(run: Mapping[str, Any], key: str) -> list[str]:
+    """Minutes, right answers [%], and pixels of a run on one set of scenes."""
+    scores = run["scores"]
+    shares = [scores.get(f"{key}/accuracy/{kind}") for kind in ASKED]
+    pixels = f"{scores[f'{key}/px/front']:.2f}, {scores[f'{key}/px_p90/front']:.2f}"
+    return [f"{run['seconds'] / 60:.0f}", *("" if v is None else f"{100 * v:.0f}" for v in shares), pixels]
 
 
 def bridge(path: Path) -> str:

@@ -43,12 +43,6 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _origin(notes: Mapping[str, Any]) -> str:
-    if notes.get("recipe"):
-        return f"Recipe {notes['recipe']}; `brachium pretrain` with the options of its `brachium.json` makes it again."
-    return str(notes.get("origin", "Its recipe was not noted."))
-
-
 def model_card(notes: Mapping[str, Any], name: str = "brachium nano") -> str:
     """The card as Markdown, from the notes of a pretraining."""
     metrics: Mapping[str, float] = notes["metrics"]
@@ -72,6 +66,7 @@ def model_card(notes: Mapping[str, Any], name: str = "brachium nano") -> str:
         if key in probe
     )
     options = notes["optimization"]
+    remark = f"\n  {notes['remark']}" if notes.get("remark") else ""
     return f"""---
 license: apache-2.0
 pipeline_tag: image-text-to-text
@@ -94,7 +89,7 @@ Not for: photographs, other cameras, other words. It has seen nothing else, and 
 - Colour-shape pairs that no text names: see `HELD_OUT_PAIRS`. They stand on the tables as distractors.
 - {options["steps"]} steps of {options["batch_size"]} scenes in {notes["seconds"] / 60:.0f} minutes on
   {notes.get("machine", "a CPU")}, seed {options["seed"]}. Stage without labels: {"yes" if notes["seeing"] else "no"}.
-- {_origin(notes)}
+- Recipe {notes["recipe"]}; `brachium pretrain` with the options of its `brachium.json` makes it again.{remark}
 
 ## Scores
 

@@ -120,12 +120,19 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
 
 def replace_folder(path: Path, temporary: Path) -> None:
     """Put a finished folder in the place of another; a crash meanwhile leaves the old one beside it."""
+    for file in temporary.iterdir():
+        share(file)
     old = _old(path)
     if path.exists():  # else a crash came between the two renames, and `old` is the only one
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def share(file: Path) -> None:
+    """Let those read a file who may enter its folder: safetensors writes for the owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def resolved_backbone(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..datasets.episode import EpisodeInfo
 from ..datasets.sampler import ShuffledSampler
 from ..datasets.store import EpisodeStore
 from ..datasets.window import WindowDataset, WindowSpec
+from .checkpoint import share
 from .encoder import Encoding
 from .model import VLAModel, stack_images
 
@@ -128,6 +129,7 @@ def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Enco
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary)
+            share(temporary)
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             log(f"features are not kept: {path} cannot be written ({error})")

@@ -181,7 +181,9 @@ def pretrain(
         "metrics": {**metrics, **blinded},
         "probe": linear_probe(encoder, data),
         "seconds": seconds,
-        "machine": f"{os.cpu_count()} CPU cores" if place.type == "cpu" else torch.cuda.get_device_name(place),
+        "machine": f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
+        if place.type == "cpu"
+        else torch.cuda.get_device_name(place),
         "recipe": recipe_hash({**identity, "optimization": vars(optimization)}),
         "scenes": sum(len(part.train) for part in data.parts),
         "stores": {store.path.name: store.fingerprint for store in opened},

@@ -1,7 +1,9 @@
 """Checkpoints: what is saved acts as before, and every damage is refused with a reason."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,16 @@ def test_saved_again_it_is_the_same(original, tmp_path):
             a, b = load_file(one), load_file(two)
             assert a.keys() == b.keys()
             assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_others_may_read_it_where_the_umask_lets_them(original, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = save(tmp_path / "shared", load_checkpoint(original[0]))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {mode}
 
 
 def test_a_pretrained_backbone_is_not_asked_for_again(tmp_path):

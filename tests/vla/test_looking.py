@@ -279,6 +279,7 @@ def test_the_card_shows_every_score():
         "seeing": None,
         "parameters": 1_000_000,
         "recipe": "123456789abc",
+        "remark": "Another seed: 90 %.",
     }
     card = model_card(notes)
     for text in (
@@ -286,6 +287,7 @@ def test_the_card_shows_every_score():
         "| front camera | 0.50, 2.25 |",
         "123456789abc",
         "arm (abc)",
+        "makes it again.\n  Another seed: 90 %.\n",
     ):
         assert text in card
     assert "license: apache-2.0" in card.splitlines()[1]
