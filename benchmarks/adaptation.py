@@ -37,7 +37,7 @@ WAYS = {
     "LoRA, insulated": ["encoder=nano", "tune=lora", "insulate=true"],
     "whole, insulated": ["encoder=nano", "tune=full", "insulate=true"],
 }
-AMOUNTS = ("scratch", "whole", "frozen")
+AMOUNTS = ("scratch", "frozen", "whole")
 MODES = ("frozen", "LoRA", "LoRA, insulated", "whole", "whole, insulated")
 LEARNT = ("color", "shape", "count", "left", "exists", "place")
 """Kinds of questions whose mean score says what is left of the language."""

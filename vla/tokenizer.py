@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import CheckpointError
+from .backbones.source import cannot_load, require_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files that hold a tokenizer's words; one of them is enough."""
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<bos>", "<eos>"
 
 
@@ -47,13 +51,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    require_model_folder(path)
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
+        # transformers would make an empty tokenizer of the kind that config.json names
+        raise CheckpointError(f"{path} has no tokenizer: expected one of {', '.join(VOCABULARIES)} beside the model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"cannot load a tokenizer from {path!r}: {error}\n"
-            "Expected tokenizer.json or the files of its kind beside the model, or a hub name that can be reached."
-        ) from error
+        raise CheckpointError(cannot_load("a tokenizer", path, error)) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: expected a tokenizer with a padding or end token, got one with neither")
     return tokenizer

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.backbones.hf import HFBackbone, pack, unpacked
+from brachium.vla.tokenizer import load_tokenizer
 
 from .conftest import SIZE, WIDTH, vlm_config
 
@@ -213,15 +214,27 @@ def test_a_saved_model_loads_as_it_was(backbone, tmp_path, dtype):
     torch.testing.assert_close(again(*inputs).readout, one.readout, rtol=0, atol=0)
 
 
-def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot load a backbone from"):
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"no model at .*nothing: no such folder"):
         HFBackbone(path=str(tmp_path / "nothing"))
-    with pytest.raises(CheckpointError, match="cannot load a backbone from"):
+    with pytest.raises(CheckpointError, match=r"is no model: expected config.json.*got an empty folder"):
         HFBackbone(path=str(tmp_path))
     llama = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
     AutoModelForCausalLM.from_config(llama).save_pretrained(tmp_path / "llama")
-    with pytest.raises(CheckpointError, match="cannot load a backbone from"):
+    with pytest.raises(CheckpointError, match=r"cannot load a backbone from .*llama.*: expected config.json"):
         HFBackbone(path=str(tmp_path / "llama"))
+    with pytest.raises(CheckpointError, match=r"no model at .*lama: no such folder. Did you mean 'llama'"):
+        load_tokenizer(str(tmp_path / "lama"))
+    with pytest.raises(CheckpointError, match="a file, no folder of a model"):
+        load_tokenizer(str(tmp_path / "llama" / "config.json"))
+    with pytest.raises(CheckpointError, match=r"llama has no tokenizer: expected one of tokenizer.json"):
+        load_tokenizer(str(tmp_path / "llama"))
+    (tmp_path / "llama" / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot load a tokenizer from .*llama.*: expected config.json"):
+        load_tokenizer(str(tmp_path / "llama"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="a hub name that can be reached; without network, download 'no/such'"):
+        HFBackbone(path="no/such")
     with pytest.raises(ConfigError, match="either path"):
         HFBackbone()
     with pytest.raises(ConfigError, match="either path"):

@@ -23,6 +23,7 @@ from .packed import KERNEL, Packing
 from .paligemma import PaliGemma
 from .qwen_vl import QwenVL
 from .smolvlm import SmolVLM
+from .source import cannot_load, require_model_folder
 
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
@@ -256,16 +257,14 @@ def _require_room(vlm: Any, vocab_size: int | None, path: str) -> None:
 
 def _load_pretrained(path: str, attention: str) -> Any:
     """The model at `path`, whole, with float32 weights (published ones are bf16, and training needs the digits)."""
+    require_model_folder(path)
     try:
         with quiet():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot load a backbone from {path!r}: {error}\n"
-            "Expected a directory with config.json and safetensors weights, or a hub name that can be reached."
-        ) from error
+        raise CheckpointError(cannot_load("a backbone", path, error)) from error
     vlm, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
