@@ -87,7 +87,7 @@ def demo(
     inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
     grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
     with clock.stage("train", run) as stage:
-        stage.reused = not _train(folder, run, model, grounding, encoder, optimization, device)
+        stage.reused = not _train(folder, run, clock, model, grounding, encoder, optimization, device)
     with clock.stage("eval", run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
@@ -115,6 +115,7 @@ def demo(
 def _train(
     folder: Path,
     run: Path,
+    clock: StageClock,
     model: Recipe,
     grounding: Grounding,
     encoder: str | None,
@@ -139,6 +140,7 @@ def _train(
     if not same and run.exists():
         log(f"{run}: was trained with other options or data; starting anew")
         shutil.rmtree(run)
+        clock.forget(run)
     run.mkdir(parents=True, exist_ok=True)
     note.write_text(wanted)
     train(
@@ -175,6 +177,10 @@ class StageClock:
     def stage(self, name: str, run: Path | None = None) -> _Stage:
         """Time a stage (of one run)."""
         return _Stage(self, name if run is None else f"{run.name}/{name}")
+
+    def forget(self, run: Path) -> None:
+        """Begin anew with the stages of one run."""
+        self.seconds = {key: spent for key, spent in self.seconds.items() if not key.startswith(f"{run.name}/")}
 
     def of(self, name: str, run: Path) -> float:
         """Seconds of a stage [s]."""

@@ -33,11 +33,12 @@ WAYS = {
     "scratch": ["encoder=null", "tune=full"],
     "whole": ["encoder=nano", "tune=full"],
     "frozen": ["encoder=nano", "tune=frozen"],
+    "frozen, 8 x the steps": ["encoder=nano", "tune=frozen", "optimization.steps=8000"],
     "LoRA": ["encoder=nano", "tune=lora"],
     "LoRA, insulated": ["encoder=nano", "tune=lora", "insulate=true"],
     "whole, insulated": ["encoder=nano", "tune=full", "insulate=true"],
 }
-AMOUNTS = ("scratch", "frozen", "whole")
+AMOUNTS = ("scratch", "frozen", "frozen, 8 x the steps", "whole")
 MODES = ("frozen", "LoRA", "LoRA, insulated", "whole", "whole, insulated")
 LEARNT = ("color", "shape", "count", "left", "exists", "place")
 """Kinds of questions whose mean score says what is left of the language."""
@@ -51,9 +52,14 @@ def demonstrations(count: int) -> Path:
     return path
 
 
+def folder_name(name: str) -> str:
+    """A way's name without what paths and the command line would trip over."""
+    return name.replace(",", "").replace(" ", "-")
+
+
 def policy(name: str, count: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and roll out one policy; its successes by task, and the seconds of its training."""
-    run = FOLDER / f"{name.replace(', ', '-')}-{count}-{seed}"
+    run = FOLDER / f"{folder_name(name)}-{count}-{seed}"
     note = run / "policy.json"
     per_seed = -(-options.episodes // options.seeds)
     asked: dict[str, Any] = {"steps": options.steps, "batch": options.batch, "episodes": per_seed}
@@ -109,7 +115,7 @@ def modes(options: argparse.Namespace) -> dict[str, Any]:
     made = policies(MODES, [count], options)
     cells = {}
     for name in MODES:
-        checkpoint = FOLDER / f"{name.replace(', ', '-')}-{count}-0" / "checkpoint"
+        checkpoint = FOLDER / f"{folder_name(name)}-{count}-0" / "checkpoint"
         cells[name] = {**made[name, count], "language": language(checkpoint)}
     return {"demonstrations": count, "steps": options.steps, "batch": options.batch, "cells": cells}
 

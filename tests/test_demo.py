@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from brachium.demo import StageClock
+
 SMALL = [
     "tables=80",
     "demos=6",
@@ -112,3 +114,14 @@ def test_a_missing_encoder_is_refused_before_anything_is_recorded(tmp_path: Path
     assert done.returncode == 2
     assert "no pretrained model at" in done.stderr
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_run_begun_anew_forgets_what_the_one_before_took(tmp_path: Path) -> None:
+    clock = StageClock(tmp_path / "seconds.json")
+    for run in (None, tmp_path / "flow-0", tmp_path / "flow-1"):
+        with clock.stage("train", run):
+            pass
+    clock.forget(tmp_path / "flow-0")
+    with clock.stage("eval", tmp_path / "flow-0"):
+        pass
+    assert set(json.loads(clock.path.read_text())) == {"train", "flow-1/train", "flow-0/eval"}

@@ -102,6 +102,9 @@ class TrainLoop:
         evaluate: Called with the averaged weights in place after the last step and every `evaluate_every` steps;
             returns metrics to log.
         identity: What else the numbers depend on, JSON-ready (data, model); a save made with another is refused.
+
+    Attributes:
+        spent: Seconds of training, and `earlier`, those of them before the run was resumed.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class TrainLoop:
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.optimizers = _optimizers(self.parameters, options)
         self.step = 0
-        self.spent = 0.0
+        self.earlier = self.spent = 0.0
         self.wait_share = 0.0
         if resume:
             self._resume()
@@ -163,15 +166,15 @@ class TrainLoop:
                             optimizer.step()
                         self.step += 1
                         self._update_average()
-                    self.spent = time.monotonic() - begin
-                    self.wait_share = loader.wait_s / max(self.spent, 1e-9)
+                    now = max(time.monotonic() - begin, 1e-9)
+                    self.spent, self.wait_share = self.earlier + now, loader.wait_s / now
                     if self.step % options.log_every == 0 or self.step == options.steps:
                         metrics = {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
                         logger.line(
                             self.step,
                             metrics,
                             {"grad": norm.item(), "lr": options.learning_rate(self.step - 1)},
-                            rate=(self.step - first) / self.spent,
+                            rate=(self.step - first) / now,
                             wait=self.wait_share,
                         )
                     if self.evaluate and self._due(self.evaluate_every):
@@ -235,6 +238,7 @@ class TrainLoop:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._save_file.with_suffix(".partial")
         metadata = {"step": str(self.step), "options": json.dumps(self.identity, sort_keys=True)}
+        metadata["seconds"] = str(self.spent)
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
         temporary.replace(self._save_file)
 
@@ -273,6 +277,7 @@ class TrainLoop:
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 owner[id(parameter)].state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         self.step = int(metadata["step"])
+        self.earlier = self.spent = float(metadata.get("seconds", 0.0))
         log(f"{self.name}: resumed at step {self.step}")
 
 

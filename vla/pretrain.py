@@ -176,7 +176,7 @@ def pretrain(
     loop.use_average()
     encoder.eval()
     blinded = {f"blind/{k}": v for k, v in evaluate_pretraining(encoder, {"heldout": data}, dark=True).items()}
-    seconds = time.monotonic() - begin
+    seconds = loop.earlier + time.monotonic() - begin
     notes = {
         "metrics": {**metrics, **blinded},
         "probe": linear_probe(encoder, data),

@@ -125,7 +125,7 @@ def train(
     metrics = loop.run()
     loop.use_average()
     tuning.finish()
-    notes["seconds"]["total"] = time.monotonic() - begin
+    notes["seconds"]["total"] = loop.earlier + time.monotonic() - begin
     notes |= {
         "metrics": metrics,
         "loader_wait": loop.wait_share,

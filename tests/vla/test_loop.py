@@ -117,7 +117,9 @@ def test_interrupt_in_a_batch_saves_and_resumes(tmp_path, whole):
         make_loop(tmp_path / "a", batch=stopping(7, KeyboardInterrupt())).run()
     resumed = make_loop(tmp_path / "a", network(seed=5), resume=True)
     assert resumed.step == 7
+    before = resumed.spent
     resumed.run()
+    assert 0 < before == resumed.earlier < resumed.spent  # the time of a run is that of all its parts
     assert_same(state_of(whole[0]), state_of(resumed))
     assert log_of(tmp_path / "a") == whole[1]
 
@@ -215,6 +217,7 @@ def test_resuming_a_finished_run_trains_no_more(tmp_path):
     done.save()
     again = make_loop(tmp_path, network(seed=4), resume=True)
     again.run()
+    assert again.spent == done.spent
     assert_same(state_of(done), state_of(again))
 
 
