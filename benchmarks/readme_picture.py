@@ -39,6 +39,8 @@ def panel(frame: np.ndarray, instruction: str) -> Image.Image:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     folder = Path(sys.argv[1])
     rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     columns = []
