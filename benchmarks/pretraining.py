@@ -27,7 +27,6 @@ def collect(out: Path) -> dict[str, Any]:
     pixels = {key.removeprefix("eval/"): round(value, 4) for key, value in notes["metrics"].items() if "/px" in key}
     optimization = notes["optimization"]
     return {
-        "recipe": notes["recipe"],
         "seed": int(optimization["seed"]),
         "steps": int(optimization["steps"]),
         "seconds": round(notes["seconds"]),

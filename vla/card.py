@@ -38,8 +38,9 @@ SETS = {
 }
 
 
-def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """Digest of everything that the weights depend on."""
+def recipe_hash(data: Any, settings: Mapping[str, Any], optimization: Any) -> str:
+    """Digest of what was asked for: data (fingerprints, or how many tables to record), settings and optimization."""
+    recipe = {"data": data, **settings, "optimization": vars(optimization)}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -117,6 +117,7 @@ def pretrain(
     _check_options(model, watch, heldout)
     folder, place = Path(out), torch.device(choose_device(device))
     require_disk(folder, 200e6, "pretraining")
+    given = bool(stores)
     if not stores:
         assert scenes and recorder and tables  # noqa: PT018
         stores, tests = record_all(scenes, recorder, tables, folder / "scenes")
@@ -150,12 +151,19 @@ def pretrain(
         alone = torch.rand((), generator=generator).item() < single
         return pretraining_loss(encoder, patches, batch, blurred, priors, watch=tuple(watch), alone=alone)
 
-    identity = {
-        "data": [store.fingerprint for store in opened],
-        "backbone": dict(recipe.backbone),
-        "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
-        "settings": [vocabulary, recipe.max_tokens, length, sentences, questions, single, blur, heldout, list(watch)],
-    }
+    settings = settings_of(
+        model=model,
+        seeing=seeing,
+        vocabulary=vocabulary,
+        length=length,
+        sentences=sentences,
+        questions=questions,
+        single=single,
+        blur=blur,
+        watch=watch,
+        heldout=heldout,
+    )
+    fingerprints = [store.fingerprint for store in opened]
     loop = TrainLoop(
         name="speak",
         module=nn.ModuleDict({"encoder": encoder, "patches": patches}),
@@ -166,7 +174,7 @@ def pretrain(
         resume=resume,
         evaluate=lambda: evaluate_pretraining(encoder, tested),
         evaluate_every=evaluate_every,
-        identity=identity,
+        identity={"data": fingerprints, **settings},
     )
     log(
         f"pretraining {sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M parameters on "
@@ -184,7 +192,8 @@ def pretrain(
         "machine": f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
         if place.type == "cpu"
         else torch.cuda.get_device_name(place),
-        "recipe": recipe_hash({**identity, "optimization": vars(optimization)}),
+        # stores that are recorded here have fresh ids every time: what was asked for stands for them
+        "recipe": recipe_hash(fingerprints if given else dict(tables or {}), settings, optimization),
         "scenes": sum(len(part.train) for part in data.parts),
         "stores": {store.path.name: store.fingerprint for store in opened},
         "optimization": vars(optimization),
@@ -200,6 +209,29 @@ def pretrain(
         (folder / f"resume-{stage}.safetensors").unlink(missing_ok=True)
     log(f"{path}: saved and loaded again, {human_time(seconds)}")
     return 0
+
+
+def settings_of(
+    *,
+    model: Recipe,
+    seeing: Seeing,
+    vocabulary: int,
+    length: int,
+    sentences: int,
+    questions: int,
+    single: float,
+    blur: float,
+    watch: Sequence[int],
+    heldout: int,
+) -> dict[str, Any]:
+    """What a pretraining depends on beside its data and how its steps are taken, JSON-ready."""
+    return {
+        "backbone": dict(model.backbone),
+        "max_tokens": min(model.max_tokens, length),
+        "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
+        "batch": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
+        "weights": [LOOK, MIDDLE, COUNTED],
+    }
 
 
 def _check_options(model: Recipe, watch: Sequence[int], heldout: int) -> None:

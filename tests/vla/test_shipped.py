@@ -4,15 +4,19 @@ It is asked about scenes that no training drew. The bounds are well below what t
 model, or one that is not what it says, fails.
 """
 
+import inspect
 import json
 import re
 from collections import defaultdict
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from transformers import AutoModelForImageTextToText
 
-from brachium.cli.compose import load
+from brachium.cli.compose import Composer, load
+from brachium.vla.card import recipe_hash
+from brachium.vla.pretrain import settings_of
 from brachium.vla.pretrained import SHIPPED, Pretrained, find_pretrained
 
 FOLDER = SHIPPED / "nano"
@@ -38,6 +42,15 @@ def test_it_is_small_and_whole():
     card = (FOLDER / "README.md").read_text()
     for promise in ("license: apache-2.0", notes["recipe"], "no picture", "pairs never named"):
         assert promise in card
+
+
+def test_the_recipe_on_its_card_is_the_one_of_the_command():
+    config = Composer().compose("pretrain").config
+    asked = instantiate({**config, "_target_": "builtins.dict", "recorder": None, "scenes": None}, _convert_="all")
+    settings = settings_of(**{name: asked[name] for name in inspect.signature(settings_of).parameters})
+    notes = json.loads((FOLDER / "brachium.json").read_text())["notes"]
+    assert recipe_hash(asked["tables"], settings, asked["optimization"]) == notes["recipe"]
+    assert vars(asked["optimization"]) == notes["optimization"]
 
 
 def test_it_is_a_plain_model_of_transformers():
