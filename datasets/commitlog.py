@@ -3,12 +3,12 @@
 Entry `n` is ``_log/%020d.json``: ``{"version": n, "time": ..., "actions": [...], "crc32c": "..."}``. What a store
 holds at version `n` is the replay of entries 0..n:
 
-- ``set_schema {schema}``
-- ``add_segment {id, frames, digest}``
+- ``set_schema {schema}``: of the embodiment that the schema names; a store may hold several
+- ``add_segment {id, frames, digest, embodiment}``
 - ``add_episodes {segment, episodes: [{id, start, length, instruction, success, tags}]}``
 - ``remove_episode {id}``
 - ``edit {id, instruction?, success?, tags?}``
-- ``set_stats {stats}``
+- ``set_stats {embodiment, stats}``
 
 Adding what is there already changes nothing, so that a repeated commit is harmless.
 """
@@ -28,21 +28,10 @@ import pyarrow.parquet as pq
 from ulid import ULID
 
 from ..errors import NotFoundError, StoreError
+from .episode_table import EpisodeRecords, EpisodeTable
 from .layout import LOG, SEGMENTS, crc32c, disk_errors, dump_json, fsync_dir, write_file
 
 CHECKPOINT_EVERY = 64
-_EDITABLE = ("instruction", "success", "tags")
-_EPISODE_COLUMNS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("segment", pa.string()),
-        ("start", pa.int64()),
-        ("length", pa.int64()),
-        ("instruction", pa.string()),
-        ("success", pa.bool_()),
-        ("tags", pa.list_(pa.string())),
-    ]
-)
 
 
 @dataclass
@@ -51,17 +40,17 @@ class LogState:
 
     Attributes:
         version: Number of the last replayed entry; -1 before the first.
-        schema: `StoreSchema.to_dict` output; empty before the first entry.
-        segments: Segment id -> ``{"frames": int, "digest": str}``.
-        episodes: Episode id -> record, in the order of their commits.
-        stats: Last statistics set, or None.
+        schemas: Embodiment name -> `StoreSchema.to_dict` output; empty before the first entry.
+        segments: Segment id -> ``{"frames": int, "digest": str, "embodiment": str}``.
+        episodes: Their records, in the order of their commits.
+        stats: Embodiment name -> the last statistics set.
     """
 
     version: int = -1
-    schema: dict[str, Any] = field(default_factory=dict)
+    schemas: dict[str, dict[str, Any]] = field(default_factory=dict)
     segments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    episodes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stats: dict[str, Any] | None = None
+    episodes: EpisodeRecords = field(default_factory=EpisodeRecords)
+    stats: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def apply(self, version: int, actions: Sequence[dict[str, Any]]) -> None:
         """Replay one entry.
@@ -79,22 +68,26 @@ class LogState:
     def _apply_one(self, action: dict[str, Any]) -> None:
         kind = action["action"]
         if kind == "add_segment":
-            self.segments.setdefault(action["id"], {"frames": action["frames"], "digest": action["digest"]})
+            about = {"frames": action["frames"], "digest": action["digest"]}
+            self.segments.setdefault(action["id"], {**about, "embodiment": action.get("embodiment") or self._only})
         elif kind == "add_episodes":
             for episode in action["episodes"]:
-                record = {key: episode[key] for key in ("id", "start", "length", *_EDITABLE)}
-                self.episodes.setdefault(episode["id"], {**record, "segment": action["segment"]})
+                self.episodes.add(action["segment"], episode)
         elif kind == "remove_episode":
-            self.episodes.pop(action["id"], None)
+            self.episodes.remove(action["id"])
         elif kind == "edit":
-            if action["id"] in self.episodes:
-                self.episodes[action["id"]].update({key: action[key] for key in _EDITABLE if key in action})
+            self.episodes.edit(action["id"], action)
         elif kind == "set_schema":
-            self.schema = action["schema"]
+            self.schemas[action["schema"]["embodiment"]["name"]] = action["schema"]
         elif kind == "set_stats":
-            self.stats = action["stats"]
+            self.stats[action.get("embodiment") or self._only] = action["stats"]
         else:
             raise StoreError(f"the log holds the action {kind!r}, which this version of brachium does not know")
+
+    @property
+    def _only(self) -> str:
+        """The embodiment of what names none."""
+        return next(iter(self.schemas), "")
 
 
 def _entry_path(root: Path, version: int) -> Path:
@@ -209,9 +202,8 @@ def _put_if_absent(folder: Path, target: Path, data: bytes, fsync: bool) -> None
 def _write_checkpoint(root: Path, version: int, fsync: bool) -> None:
     """Write the state at `version` as parquet; a checkpoint that cannot be written is not needed."""
     state = read_log(root, version)
-    header = {"version": version, "schema": state.schema, "segments": state.segments, "stats": state.stats}
-    table = pa.Table.from_pylist(list(state.episodes.values()), schema=_EPISODE_COLUMNS)
-    table = table.replace_schema_metadata({"brachium": json.dumps(header)})
+    header = {"version": version, "schemas": state.schemas, "segments": state.segments, "stats": state.stats}
+    table = state.episodes.table().columns.replace_schema_metadata({"brachium": json.dumps(header)})
     temporary = root / LOG / f".tmp-{ULID()}"
     try:
         pq.write_table(table, temporary, compression="zstd")
@@ -228,9 +220,9 @@ def _read_checkpoint(root: Path, version: int) -> LogState | None:
     try:
         table = pq.read_table(_checkpoint_path(root, version))
         header = json.loads(table.schema.metadata[b"brachium"])
-        episodes = {row["id"]: row for row in table.to_pylist()}
+        episodes = EpisodeRecords(EpisodeTable(table.replace_schema_metadata(None)))
         if header["version"] != version:
             return None
-        return LogState(version, header["schema"], header["segments"], episodes, header["stats"])
+        return LogState(version, header["schemas"], header["segments"], episodes, header["stats"])
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return None

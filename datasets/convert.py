@@ -12,7 +12,7 @@ from typing import Any
 from ulid import ULID
 
 from ..console import log, progress
-from ..errors import SpecMismatchError, StoreError
+from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from .formats.base import EpisodeImporter, ImportedEpisode
 from .schema import StoreSchema
 from .store import EpisodeStore
@@ -20,9 +20,12 @@ from .writer import EpisodeWriter
 
 SEGMENT = 64
 """Episodes that share a segment."""
+UNLABELLED = ("refuse", "keep", "skip")
 
 
-def convert(*, source: str, out: str, data: EpisodeImporter, overwrite: bool = False) -> dict[str, Any]:
+def convert(
+    *, source: str, out: str, data: EpisodeImporter, unlabelled: str = "refuse", overwrite: bool = False
+) -> dict[str, Any]:
     """Convert foreign episode data into a new store. JPEG frames keep their bytes; nothing is re-encoded.
 
     The store appears under its name when it is complete; an interrupted conversion leaves nothing behind.
@@ -31,6 +34,7 @@ def convert(*, source: str, out: str, data: EpisodeImporter, overwrite: bool = F
         source: Folder of the foreign data.
         out: Folder of the new store.
         data: Importer of the format, from ``conf/data/``.
+        unlabelled: What to do with episodes without an instruction: ``refuse`` the data, ``keep`` or ``skip`` them.
         overwrite: Replace an episode store at `out`.
 
     Returns:
@@ -42,6 +46,8 @@ def convert(*, source: str, out: str, data: EpisodeImporter, overwrite: bool = F
         SpecMismatchError: Data that does not fit the importer's embodiment.
         DiskSpaceError: No space; nothing is left behind.
     """
+    if unlabelled not in UNLABELLED:
+        raise ConfigError(f"no unlabelled={unlabelled!r}. {did_you_mean(unlabelled, UNLABELLED)}")
     target = Path(out)
     _check_target(target, overwrite)
     total = data.count(Path(source))
@@ -54,7 +60,7 @@ def convert(*, source: str, out: str, data: EpisodeImporter, overwrite: bool = F
             progress(f"converting {source}", total=total, unit="episodes") as bar,
         ):
             for episode in data.read(Path(source)):
-                _write(writer, episode)
+                _write(writer, episode, unlabelled)
                 bar.update(1)
         store = store.refresh()
         if not store.num_episodes:
@@ -84,10 +90,16 @@ def _check_target(target: Path, overwrite: bool) -> None:
         EpisodeStore.open(target)  # raises unless it is a store: nothing else is ever deleted
 
 
-def _write(writer: EpisodeWriter, episode: ImportedEpisode) -> None:
-    if not episode.steps:
+def _write(writer: EpisodeWriter, episode: ImportedEpisode, unlabelled: str) -> None:
+    silent = not episode.instruction.strip()
+    if not episode.steps or (silent and unlabelled == "skip"):
         return
-    writer.begin(episode.instruction, tags=episode.tags, meta=episode.meta)
+    if silent and unlabelled == "refuse":
+        raise StoreError(
+            f"an episode has no instruction ({dict(episode.meta) or 'nothing else is noted of it'}). "
+            "Type unlabelled=keep to take such episodes all the same, or unlabelled=skip to leave them out"
+        )
+    writer.begin(None if silent else episode.instruction, tags=episode.tags, meta=episode.meta)
     for step in episode.steps:
         writer.step(step.images, state=step.state, action=step.action, timestamp=step.timestamp)
     writer.end(episode.success)

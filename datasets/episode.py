@@ -33,11 +33,36 @@ class EpisodeInfo:
     instruction: str
     success: bool | None
     tags: tuple[str, ...]
-    meta: dict[str, Any]
+    meta: Mapping[str, Any]
+
+
+class LazyMeta(Mapping[str, Any]):
+    """What a recorder noted of an episode, read when first asked for: there are stores with a hundred thousand."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
+        self._read = read
+        self._found: Mapping[str, Any] | None = None
+
+    def _all(self) -> Mapping[str, Any]:
+        if self._found is None:
+            self._found = self._read()
+        return self._found
+
+    def __getitem__(self, key: str) -> Any:
+        return self._all()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(dict(self._all()))
 
 
 class LazyImages(Mapping[str, np.ndarray]):
-    """Camera name -> uint8 (T, H, W, 3), decoded when first asked for."""
+    """Camera or map name -> (T, H, W, C), decoded when first asked for."""
 
     def __init__(self, cameras: tuple[str, ...], read: Callable[[str], np.ndarray]) -> None:
         self._cameras = cameras
@@ -62,7 +87,7 @@ class EpisodeData:
 
     Attributes:
         info: What is known about the episode.
-        images: Camera name -> uint8 (T, H, W, 3), decoded when first asked for.
+        images: Camera or map name -> (T, H, W, C), uint8 or the map's dtype, decoded when first asked for.
         state: (T, s), in the units of the embodiment.
         action: (T, a), in the units of the embodiment.
         timestamp: float64 (T,) [s].

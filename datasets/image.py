@@ -1,23 +1,29 @@
-"""Frame codecs and shards: JPEG or raw frames one after another, with an index at the end of the file.
+"""Frame codecs and shards: JPEG, raw or zstd frames one after another, with an index at the end of the file.
 
 A shard is what zarr v3 calls ``sharding_indexed``: encoded inner chunks (here one frame each, every one followed by
 its crc32c), then the index: (offset, length) as little-endian uint64 a frame, all ones for an absent frame, and the
-index's own crc32c. A frame is a bare JPEG stream, so that it can be declared ``imagecodecs_jpeg`` and read by
-zarr-python with the package imagecodecs-zarr; libjpeg-turbo on both sides gives the same pixels.
+index's own crc32c. A JPEG frame is a bare stream, so that it can be declared ``imagecodecs_jpeg`` and read by
+zarr-python with the package imagecodecs-zarr; libjpeg-turbo on both sides gives the same pixels. Maps (depth, masks)
+are compressed by zarr's own ``zstd``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from numcodecs import zstd
 
 from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from .layout import bytes_codec, crc32c
 
 MISSING = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+ZSTD_LEVEL = 3
+KINDS = {("imagecodecs_jpeg",): "jpeg", ("bytes",): "raw", ("bytes", "zstd"): "zstd"}
+"""Names of zarr codecs -> how a frame is decoded here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +32,8 @@ class ImageProfile:
 
     Attributes:
         name: Key in `PROFILES`.
-        quality: JPEG quality, 1 to 100; 0 for raw frames.
-        subsampling: JPEG chroma subsampling, ``420`` or ``444``; empty for raw frames.
+        quality: JPEG quality, 1 to 100; 0 for frames without loss.
+        subsampling: JPEG chroma subsampling, ``420`` or ``444``; empty for frames without loss.
     """
 
     name: str
@@ -40,18 +46,21 @@ class ImageProfile:
         return self.quality > 0
 
     def encode(self, image: np.ndarray) -> bytes:
-        """Encode uint8 (H, W, 3) RGB."""
+        """Encode (H, W, C): uint8 RGB as JPEG, anything without loss."""
         image = np.ascontiguousarray(image)
-        if not self.is_jpeg:
-            return image.tobytes()
-        return simplejpeg.encode_jpeg(image, self.quality, "RGB", self.subsampling)
+        if self.is_jpeg:
+            return simplejpeg.encode_jpeg(image, self.quality, "RGB", self.subsampling)
+        data = image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
+        return data if self.name == "raw" else bytes(zstd.compress(data, ZSTD_LEVEL))
 
-    def zarr_codec(self) -> dict[str, Any]:
-        """The codec in zarr metadata that reads one frame."""
-        if not self.is_jpeg:
-            return bytes_codec(np.dtype("u1"))
-        configuration = {"level": self.quality, "subsampling": self.subsampling}
-        return {"name": "imagecodecs_jpeg", "configuration": configuration}
+    def zarr_codecs(self, dtype: np.dtype) -> list[dict[str, Any]]:
+        """The codecs in zarr metadata that read one frame of `dtype`."""
+        if self.is_jpeg:
+            configuration = {"level": self.quality, "subsampling": self.subsampling}
+            return [{"name": "imagecodecs_jpeg", "configuration": configuration}]
+        if self.name == "raw":
+            return [bytes_codec(dtype)]
+        return [bytes_codec(dtype), {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}]
 
 
 PROFILES = {
@@ -62,13 +71,15 @@ PROFILES = {
         ImageProfile(name="raw"),
     )
 }
+LOSSLESS = ImageProfile(name="zstd")
+"""How maps are stored, whatever the profile of the cameras."""
 
 
 def image_profile(name: str, quality: int | None = None) -> ImageProfile:
     """Return the profile `name`, with another JPEG quality if one is given.
 
     Raises:
-        ConfigError: An unknown name, or a quality outside 1..100 or for raw frames.
+        ConfigError: An unknown name, or a quality outside 1..100 or for frames without loss.
     """
     if name not in PROFILES:
         raise ConfigError(f"no image profile {name!r}. {did_you_mean(name, PROFILES)}")
@@ -90,27 +101,45 @@ def check_jpeg(data: bytes, shape: tuple[int, ...], where: str) -> None:
         raise SpecMismatchError(f"{where}: expected a colour JPEG of shape {shape}, got {height}x{width} {colour}")
 
 
-def decode_into(data: np.ndarray, out: np.ndarray, *, jpeg: bool) -> None:
-    """Decode one encoded frame, uint8 (n,), into `out` (H, W, 3) uint8; simplejpeg releases the GIL meanwhile.
+def decode_into(data: np.ndarray, out: np.ndarray, kind: str) -> None:
+    """Decode one encoded frame, uint8 (n,), into `out` (H, W, C), contiguous; the GIL is released meanwhile.
+
+    Args:
+        data: The stored bytes, without their crc.
+        out: Where the pixels go, in the machine's byte order.
+        kind: One of the values of `KINDS`.
 
     Raises:
         StoreError: Bytes that are no such image.
     """
-    if not jpeg:
-        if data.nbytes != out.nbytes:
-            raise StoreError(f"expected {out.nbytes} bytes, got {data.nbytes}")
-        out.reshape(-1)[:] = data
+    if kind == "jpeg":
+        try:
+            decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+        except ValueError as error:
+            raise StoreError(f"no decodable JPEG: {error}") from error
+        if decoded.shape != out.shape:
+            raise StoreError(f"expected shape {out.shape}, got {decoded.shape}")
         return
-    try:
-        decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-    except ValueError as error:
-        raise StoreError(f"no decodable JPEG: {error}") from error
-    if decoded.shape != out.shape:
-        raise StoreError(f"expected shape {out.shape}, got {decoded.shape}")
+    if kind == "zstd":
+        try:
+            data = np.frombuffer(zstd.decompress(np.ascontiguousarray(data)), np.uint8)
+        except RuntimeError as error:
+            raise StoreError(f"no decodable zstd frame: {error}") from error
+    if data.nbytes != out.nbytes:
+        raise StoreError(f"expected {out.nbytes} bytes, got {data.nbytes}")
+    out[...] = data.view(out.dtype.newbyteorder("<")).reshape(out.shape)
+
+
+def decoder(codecs: Sequence[str]) -> str | None:
+    """Which of `KINDS` decodes frames with these zarr codecs, or None where only zarr can."""
+    return KINDS.get(tuple(codecs))
 
 
 def encode_index(offsets: np.ndarray, lengths: np.ndarray, shard: int) -> bytes:
-    """Footer of a shard of `shard` frames whose first ``len(offsets)`` are there; lengths include each crc."""
+    """Footer of a shard of `shard` frames whose first ``len(offsets)`` are there; lengths include each crc.
+
+    An absent frame has `MISSING` as offset and as length.
+    """
     index = np.full((shard, 2), MISSING, "<u8")
     index[: len(offsets), 0] = offsets
     index[: len(lengths), 1] = lengths

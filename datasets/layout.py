@@ -140,19 +140,21 @@ def bytes_codec(dtype: np.dtype) -> dict[str, Any]:
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def image_array_json(frames: int, shape: tuple[int, ...], shard: int, codec: dict[str, Any]) -> bytes:
-    """zarr.json of images (frames, H, W, 3): one frame an inner chunk, `shard` frames a file, index at its end."""
+def image_array_json(
+    frames: int, shape: tuple[int, ...], shard: int, dtype: np.dtype, codecs: list[dict[str, Any]]
+) -> bytes:
+    """zarr.json of images (frames, H, W, C): one frame an inner chunk, `shard` frames a file, index at its end."""
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
             "chunk_shape": [1, *shape],
-            "codecs": [codec, {"name": "crc32c"}],
+            "codecs": [*codecs, {"name": "crc32c"}],
             "index_codecs": [bytes_codec(np.dtype("<u8")), {"name": "crc32c"}],
             "index_location": "end",
         },
     }
     names = ("frame", "height", "width", "channel")
-    return _array_json((frames, *shape), np.dtype("u1"), (shard, *shape), [sharding], names)
+    return _array_json((frames, *shape), dtype, (shard, *shape), [sharding], names)
 
 
 def lowdim_array_json(frames: int, columns: int, rows: int, dtype: np.dtype) -> bytes:

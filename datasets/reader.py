@@ -1,8 +1,9 @@
-"""Reads one segment straight from its files: shard index parsed once, memory-mapped, decoded without zarr."""
+"""Reads one segment straight from its files, without zarr: metadata, shard indices, mapped files."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import resource
 import threading
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import StoreError, did_you_mean
 from . import image
 from .layout import KEY, crc32c, read_json, read_lowdim
+from .schema import StoreSchema
 
 
 def _default_open_files() -> int:
@@ -55,120 +57,124 @@ class MappedFiles:
 
 
 class ImageArray:
-    """The frames of one camera in one segment.
+    """The frames of one camera or map in one segment.
 
     Attributes:
         frames: Number of frames N.
-        shape: Shape of a frame, (H, W, 3).
-        jpeg: True when frames are JPEG streams, False for raw ones.
+        shape: Shape of a frame, (H, W, C).
+        dtype: Of the pixels.
+        shard: Frames a file.
+        kind: How a frame is decoded, as `image.decode_into` takes it.
     """
 
-    def __init__(self, folder: Path, files: MappedFiles) -> None:
-        self._folder = folder
-        self._files = files
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         meta = read_json(folder / "zarr.json", "array metadata")
         try:
             self.frames, *rest = meta["shape"]
             self.shape: tuple[int, ...] = tuple(rest)
-            self._shard = int(meta["chunk_grid"]["configuration"]["chunk_shape"][0])
+            self.dtype = np.dtype(meta["data_type"])
+            self.shard = int(meta["chunk_grid"]["configuration"]["chunk_shape"][0])
             sharding = meta["codecs"][0]
-            codecs = [codec["name"] for codec in sharding["configuration"]["codecs"]]
+            *codecs, last = [codec["name"] for codec in sharding["configuration"]["codecs"]]
             chunk = tuple(sharding["configuration"]["chunk_shape"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StoreError(f"damaged store: {folder / 'zarr.json'} lacks {error}") from error
-        known = (["imagecodecs_jpeg", "crc32c"], ["bytes", "crc32c"])
-        if sharding["name"] != "sharding_indexed" or codecs not in known or chunk != (1, *self.shape):
+        kind = image.decoder(codecs)
+        if sharding["name"] != "sharding_indexed" or last != "crc32c" or kind is None or chunk != (1, *self.shape):
             raise StoreError(
-                f"{folder} is encoded as {sharding['name']}{codecs} in chunks {chunk}, which the direct reader "
-                "does not know; zarr.open reads it"
+                f"{folder} is encoded as {sharding['name']}{[*codecs, last]} in chunks {chunk}, which the direct "
+                "reader does not know; zarr.open reads it"
             )
-        self.jpeg = codecs[0] == "imagecodecs_jpeg"
-        shards = range(-(-self.frames // self._shard))
-        self._paths = [str(folder / "c" / str(k) / "0" / "0" / "0") for k in shards]
-        self._index: np.ndarray | None = None
-        self._lock = threading.Lock()
+        self.kind = kind
 
-    def _load_index(self) -> np.ndarray:
-        """Return uint64 (N, 2) of (offset, length) in the shard of each frame."""
-        with self._lock:
-            if self._index is None:
-                parts = []
-                for path in self._paths:
-                    mapped = self._files.get(path)
-                    tail = mapped[max(0, len(mapped) - 16 * self._shard - 4) :].tobytes()
-                    parts.append(image.decode_index(tail, self._shard, path))
-                joined = np.concatenate(parts) if parts else np.zeros((0, 2), np.uint64)
-                self._index = joined[: self.frames]
-            return self._index
+    def path(self, shard: int) -> str:
+        """The file of shard number `shard`."""
+        return shard_path(self.folder, shard)
 
-    def encoded(self, frame: int) -> np.ndarray | None:
-        """Return the stored bytes of `frame`, uint8 (n,), after checking their crc; None if absent (all zeros)."""
-        index = self._index if self._index is not None else self._load_index()
-        offset, length = index[frame].tolist()
-        if offset == image.MISSING:
-            return None
-        path = self._paths[frame // self._shard]
-        mapped = self._files.get(path)
-        data = mapped[offset : offset + length]
-        if len(data) != length or length < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:].tobytes(), "little"):
-            raise StoreError(f"damaged store: frame {frame} in {path} does not fit its checksum")
-        return data[:-4]
+    def load_index(self) -> np.ndarray:
+        """Return uint64 (N, 2): (offset, length with crc) of each frame in its shard; `image.MISSING` where absent.
 
-    def read_into(self, frame: int, out: np.ndarray) -> None:
-        """Decode `frame` into `out` (H, W, 3) uint8."""
-        data = self.encoded(frame)
-        if data is None:
-            out[...] = 0
-        else:
+        Raises:
+            StoreError: A file that is missing, short, or whose index does not fit its crc.
+        """
+        parts = []
+        for k in range(-(-self.frames // self.shard)):
+            path, size = self.path(k), 16 * self.shard + 4
             try:
-                image.decode_into(data, out, jpeg=self.jpeg)
-            except StoreError as error:
-                raise StoreError(f"damaged store: frame {frame} in {self._folder}: {error}") from error
+                with open(path, "rb") as file:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+                    tail = file.read(size)
+            except OSError as error:
+                raise StoreError(f"damaged store: {path}: {error}") from error
+            parts.append(image.decode_index(tail, self.shard, path))
+        return np.concatenate(parts)[: self.frames] if parts else np.zeros((0, 2), np.uint64)
+
+
+def shard_path(folder: Path | str, shard: int) -> str:
+    """The file of shard number `shard` of the image array in `folder`."""
+    return f"{folder}/c/{shard}/0/0/0"
+
+
+def checked_frame(mapped: np.ndarray, offset: int, length: int) -> np.ndarray:
+    """The stored bytes of a frame in its shard without their crc, uint8 (n,).
+
+    Raises:
+        StoreError: Bytes that are not there, or do not fit their crc.
+    """
+    data = mapped[offset : offset + length]
+    if len(data) != length or length < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:].tobytes(), "little"):
+        raise StoreError("does not fit its checksum")
+    return data[:-4]
 
 
 class SegmentReader:
-    """One immutable segment: its attributes, low-dimensional arrays and images.
+    """One immutable segment: its attributes, its schema and its arrays.
 
     Attributes:
         path: Folder of the segment.
-        attributes: What the writer recorded: embodiment, digest, extras, episodes with their meta.
+        attributes: What the writer recorded: schema, digest, episodes with their meta.
         frames: Number of steps N.
 
     Raises:
         StoreError: A segment that is missing or damaged.
     """
 
-    def __init__(self, path: Path, *, files: MappedFiles | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = files or MappedFiles()
         group = read_json(path / "zarr.json", "segment metadata")
         try:
             self.attributes: dict[str, Any] = group["attributes"][KEY]
             self.frames = int(self.attributes["frames"])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"damaged store: segment {path} lacks {error}") from error
-        self._cameras: dict[str, ImageArray] = {}
 
-    def camera(self, name: str) -> ImageArray:
-        """Return the images of camera `name`."""
-        array = self._cameras.get(name)
-        if array is None:
-            folder = self.path / "images" / name
-            if not folder.is_dir():
-                there = [p.name for p in (self.path / "images").glob("*") if p.is_dir()]
-                raise StoreError(f"segment {self.path} has no camera {name!r}. {did_you_mean(name, there)}")
-            array = self._cameras.setdefault(name, ImageArray(folder, self._files))
+    @property
+    def schema(self) -> StoreSchema:
+        """Fields of its steps."""
+        try:
+            return StoreSchema.from_dict(self.attributes)
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"damaged store: segment {self.path} lacks {error}") from error
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is an array `name` of `kind`: ``images`` or ``lowdim``."""
+        return (self.path / kind / name).is_dir()
+
+    def image(self, name: str) -> ImageArray:
+        """Return the frames of camera or map `name`."""
+        if not self.has("images", name):
+            there = [p.name for p in (self.path / "images").glob("*") if p.is_dir()]
+            raise StoreError(f"segment {self.path} has no camera or map {name!r}. {did_you_mean(name, there)}")
+        array = ImageArray(self.path / "images" / name)
+        if array.frames != self.frames:
+            raise StoreError(f"damaged store: {array.folder} has {array.frames} frames, expected {self.frames}")
         return array
 
     def lowdim(self, field: str, columns: int, dtype: np.dtype) -> np.ndarray:
         """Return the array (N, D) of `field`."""
         return read_lowdim(self.path / "lowdim" / field, self.frames, columns, dtype)
 
-    def read_images(self, camera: str, frames: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode `frames` (n,) of `camera` into `out`, uint8 (n, H, W, 3)."""
-        array = self.camera(camera)
-        if out is None:
-            out = np.empty((len(frames), *array.shape), np.uint8)
-        for i, frame in enumerate(np.asarray(frames).tolist()):
-            array.read_into(frame, out[i])
-        return out
+    def metas(self) -> dict[str, dict[str, Any]]:
+        """Episode id -> what the recorder noted."""
+        return {e["id"]: dict(e.get("meta") or {}) for e in self.attributes.get("episodes", ())}

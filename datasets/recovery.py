@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import StoreError
 from . import commitlog
 from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, crc32c, read_json
-from .staging import MAGIC
+from .staging import MAGIC, segment_actions
 
 GRACE_S = 60.0
 """A staging folder without a readable journal header is left alone for so long [s]: its writer may be starting."""
@@ -99,18 +99,8 @@ def _adopt(root: Path, folder: Path) -> bool:
         return False
     try:
         attributes = read_json(folder / "zarr.json", "segment metadata")["attributes"][KEY]
-        actions = segment_actions(folder.name, attributes["frames"], attributes["digest"], attributes["episodes"])
+        actions = segment_actions(folder.name, attributes)
     except (StoreError, KeyError, TypeError):
         return False
     commitlog.commit(root, actions, after=state.version)
     return True
-
-
-def segment_actions(segment: str, frames: int, digest: str, episodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the log actions that commit a published segment and its episodes; `meta` stays in the segment."""
-    keys = ("id", "start", "length", "instruction", "success", "tags")
-    records = [{key: episode[key] for key in keys} for episode in episodes]
-    return [
-        {"action": "add_segment", "id": segment, "frames": frames, "digest": digest},
-        {"action": "add_episodes", "segment": segment, "episodes": records},
-    ]

@@ -5,7 +5,8 @@ records of ``u32 length, u32 crc32c, payload``, where the first byte of a payloa
 
 - ``H`` header, JSON: host, pid, schema, profile, layout of the steps
 - ``B`` begin of an episode, JSON: id, instruction, tags, meta
-- ``S`` step: (offset u64, length u32, crc32c u32) a camera, then the low-dimensional fields, little-endian
+- ``S`` step: (offset u64, length u32, crc32c u32) a camera or map, then the low-dimensional fields, little-endian;
+  the offset of a frame that is not there is all ones
 - ``E`` end of an episode, JSON: success
 
 A discarded episode is cut off again, which works on a full disk too.
@@ -28,12 +29,12 @@ import numpy as np
 from ulid import ULID
 
 from . import layout
-from .image import ImageProfile, encode_index
+from .image import LOSSLESS, MISSING, ImageProfile, encode_index
 from .layout import FORMAT, JOURNAL, KEY, SEGMENTS, STAGING, crc32c, dump_json, fsync_dir, write_all, write_file
 from .schema import StoreSchema
 
 MAGIC = b"BRCHJRN1"
-_PLACE = struct.Struct("<QII")
+PLACE = struct.Struct("<QII")
 
 
 class Journal:
@@ -84,6 +85,7 @@ class ShardWriter:
         self._max = max_frames
         self._offsets: list[int] = []
         self._lengths: list[int] = []
+        self._ends: list[int] = []
         self._fd = -1
         self._open = -1
 
@@ -95,27 +97,35 @@ class ShardWriter:
 
     def _bytes(self, shard: int) -> int:
         last = min(len(self), (shard + 1) * self._max) - 1
-        return self._offsets[last] + self._lengths[last] if last >= shard * self._max else 0
+        return self._ends[last] if last >= shard * self._max else 0
 
-    def append(self, data: bytes) -> bytes:
-        """Write one frame and its crc; return its place packed for the journal."""
+    def append(self, data: bytes | None) -> bytes:
+        """Write one frame and its crc, or note that there is none; return its place packed for the journal."""
         shard = len(self) // self._max
+        offset = self._bytes(shard)
+        if data is None:
+            return self.note(int(MISSING), 0, 0, offset)
         if shard != self._open:
             self.close()
             self._path(shard).parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path(shard), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             self._open = shard
-        offset, checksum = self._bytes(shard), crc32c(data)
+        checksum = crc32c(data)
         write_all(self._fd, data + checksum.to_bytes(4, "little"))
+        return self.note(offset, len(data) + 4, checksum, offset + len(data) + 4)
+
+    def note(self, offset: int, length: int, checksum: int, end: int) -> bytes:
+        """Take a frame that stands in the file already; return its place packed for the journal."""
         self._offsets.append(offset)
-        self._lengths.append(len(data) + 4)
-        return _PLACE.pack(offset, len(data) + 4, checksum)
+        self._lengths.append(length if offset != MISSING else int(MISSING))
+        self._ends.append(end)
+        return PLACE.pack(offset, length, checksum)
 
     def truncate(self, frames: int) -> None:
         """Forget every frame from `frames` on, and any bytes of a torn one."""
         self.close()
         shards = -(-(len(self) + 1) // self._max)
-        del self._offsets[frames:], self._lengths[frames:]
+        del self._offsets[frames:], self._lengths[frames:], self._ends[frames:]
         for shard in range(frames // self._max, shards):
             if self._path(shard).exists():
                 os.truncate(self._path(shard), self._bytes(shard))
@@ -132,7 +142,8 @@ class ShardWriter:
             path = self._path(shard)
             if path.with_name("0").exists():  # a repeated commit that had come so far
                 continue
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 os.ftruncate(fd, self._bytes(shard))
                 write_all(fd, encode_index(offsets, lengths, shard_frames))
@@ -168,6 +179,7 @@ class StagingSegment:
         self.frames = 0
         self.episodes: list[dict[str, Any]] = []
         self._root, self._schema, self._profile = root, schema, profile
+        self._profiles = {s.name: profile if s in schema.embodiment.cameras else LOSSLESS for s in schema.images}
         self._source, self._fsync = source, fsync
         self._folder = root / STAGING / self.id
         self._sealed = self._moved = False
@@ -181,14 +193,14 @@ class StagingSegment:
             "time": round(time.time(), 3),
             "schema": schema.to_dict(),
             "profile": [profile.name, profile.quality, profile.subsampling],
-            "cameras": list(schema.embodiment.camera_names),
+            "images": [spec.name for spec in schema.images],
             "fields": [[f, self._dtypes[f].str, schema.columns(f)] for f in schema.fields],
             "max_frames": layout.SHARD_FRAMES,
         }
         self._journal = Journal(self._folder / JOURNAL, header)
         self._episode_mark = self._journal.size
         self._shards = {
-            c: ShardWriter(self._folder / "images" / c, layout.SHARD_FRAMES) for c in schema.embodiment.camera_names
+            spec.name: ShardWriter(self._folder / "images" / spec.name, layout.SHARD_FRAMES) for spec in schema.images
         }
 
     def begin(self, episode: dict[str, Any]) -> None:
@@ -196,8 +208,9 @@ class StagingSegment:
         self._episode_mark = self._journal.size
         self._journal.append(b"B", dump_json(episode))
 
-    def append(self, images: Mapping[str, bytes], values: Mapping[str, np.ndarray]) -> None:
-        """Append one step: encoded `images` by camera and flat `values` by field. All of it or nothing."""
+    def append(self, images: Mapping[str, bytes | None], values: Mapping[str, np.ndarray]) -> None:
+        """Append one step: encoded `images` by camera or map, None for one that is not there, and flat `values` by
+        field. All of it or nothing."""
         row = tuple(np.array(values[f], self._dtypes[f]).reshape(-1) for f in self._schema.fields)
         try:
             places = b"".join(shard.append(images[camera]) for camera, shard in self._shards.items())
@@ -224,11 +237,11 @@ class StagingSegment:
         for shard in self._shards.values():
             shard.truncate(frames)
 
-    def publish(self) -> dict[str, Any]:
+    def publish(self) -> list[dict[str, Any]]:
         """Finish the files, make them durable and move them to ``segments/``; may be repeated after a failure.
 
         Returns:
-            The `add_segment` action for the log. Until it is committed nobody sees the segment.
+            The log's actions that commit it. Until then nobody sees the segment.
         """
         if not self._sealed:
             self._seal()
@@ -239,11 +252,7 @@ class StagingSegment:
         if self._fsync:
             fsync_dir(self._root / SEGMENTS)
             fsync_dir(self._root / STAGING)
-        return {"action": "add_segment", "id": self.id, "frames": self.frames, "digest": self._digest}
-
-    @property
-    def _digest(self) -> str:
-        return self._schema.embodiment.digest
+        return segment_actions(self.id, self._attributes())
 
     def _seal(self) -> None:
         folder, fsync = self._folder, self._fsync
@@ -251,8 +260,10 @@ class StagingSegment:
             frames = shard.seal(fsync=fsync)
             target = folder / "images" / camera
             target.mkdir(parents=True, exist_ok=True)
-            shape, codec = self._schema.camera(camera).shape, self._profile.zarr_codec()
-            write_file(target / "zarr.json", layout.image_array_json(self.frames, shape, frames, codec), fsync=fsync)
+            spec = self._schema.image(camera)
+            codecs = self._profiles[camera].zarr_codecs(np.dtype(spec.dtype))
+            data = layout.image_array_json(self.frames, spec.shape, frames, np.dtype(spec.dtype), codecs)
+            write_file(target / "zarr.json", data, fsync=fsync)
         for i, field in enumerate(self._schema.fields):
             values = np.stack([row[i] for row in self._rows])
             (folder / "lowdim" / field).mkdir(parents=True, exist_ok=True)
@@ -272,7 +283,7 @@ class StagingSegment:
             "format": FORMAT,
             "frames": self.frames,
             **self._schema.to_dict(),
-            "digest": self._digest,
+            "digest": self._schema.embodiment.digest,
             "fps": self._schema.embodiment.control_hz,
             "profile": self._profile.name,
             "episode_ends": [e["start"] + e["length"] for e in self.episodes],
@@ -290,3 +301,18 @@ class StagingSegment:
     def folder(self) -> Path:
         """Where the files are now."""
         return self._folder
+
+
+def segment_actions(segment: str, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the log actions that commit a published segment and its episodes; `meta` stays in the segment.
+
+    Raises:
+        KeyError: Attributes that miss a key.
+    """
+    keys = ("id", "start", "length", "instruction", "success", "tags")
+    records = [{key: episode[key] for key in keys} for episode in attributes["episodes"]]
+    about = {key: attributes[key] for key in ("frames", "digest")} | {"embodiment": attributes["embodiment"]["name"]}
+    return [
+        {"action": "add_segment", "id": segment, **about},
+        {"action": "add_episodes", "segment": segment, "episodes": records},
+    ]

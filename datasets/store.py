@@ -7,7 +7,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,11 @@ from ulid import ULID
 from ..errors import NotFoundError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
 from . import commitlog
-from .episode import EpisodeData, EpisodeInfo, LazyImages
+from .episode import EpisodeData, EpisodeInfo, LazyImages, LazyMeta
+from .episode_table import EpisodeTable
+from .frame_reader import FrameReader
 from .layout import (
+    CACHE,
     FORMAT,
     KEY,
     LOG,
@@ -31,8 +33,9 @@ from .layout import (
     read_json,
     write_file,
 )
-from .reader import MappedFiles, SegmentReader
+from .reader import SegmentReader
 from .schema import StoreSchema
+from .segment_index import SegmentIndex
 from .split import split_episodes
 
 HOW_TO_MAKE = (
@@ -48,20 +51,41 @@ class EpisodeStore:
     episode i.
     """
 
-    def __init__(self, *, path: Path, state: commitlog.LogState) -> None:
+    def __init__(self, *, path: Path, state: commitlog.LogState, embodiment: str | None = None) -> None:
         self._path = path
         self._state = state
-        self._schema = StoreSchema.from_dict(state.schema)
-        self._segments: dict[str, SegmentReader] = {}
-        self._files = MappedFiles()
-        self._lowdim: dict[str, np.ndarray] = {}
+        if embodiment is not None and embodiment not in state.schemas:
+            raise NotFoundError(
+                f"store {path} has no embodiment {embodiment!r}. {did_you_mean(embodiment, state.schemas)}"
+            )
+        self._chosen = embodiment
+        name = embodiment or (next(iter(state.schemas)) if len(state.schemas) == 1 else None)
+        self._schema = None if name is None else StoreSchema.from_dict(state.schemas[name])
+        self._table = _episodes_of(state, embodiment)
+        self._starts = self._table.numbers("start")
+        self._offsets = np.zeros(len(self._table) + 1, np.int64)
+        np.cumsum(self._table.numbers("length"), out=self._offsets[1:])
+        self._index: SegmentIndex | None = None
+        if self._schema is not None:
+            segments = [(s, about["frames"]) for s, about in state.segments.items() if about["embodiment"] == name]
+            self._index = SegmentIndex(path, self._schema, segments)
+            self._segment_of = self._numbers_of_segments()
+            # a frame's row in the index is its place in the store plus its episode's shift
+            self._shift = self._index.starts[self._segment_of] + self._starts - self._offsets[:-1]
+            self._frames = FrameReader(self._index, self._explain)
+        self._metas: tuple[str, dict[str, Any]] = ("", {})
+        self._gathered: dict[str, np.ndarray] = {}
         self._lock = threading.RLock()
-        self._records = list(state.episodes.values())
-        self._offsets = np.zeros(len(self._records) + 1, np.int64)
-        np.cumsum([r["length"] for r in self._records], out=self._offsets[1:])
-        self._starts = np.array([r["start"] for r in self._records], np.int64)
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_threads = 0
+
+    def _numbers_of_segments(self) -> np.ndarray:
+        """Each episode's segment as its number in the index: int64 (episodes,)."""
+        codes, segments = self._table.coded("segment")
+        number = {segment: k for k, segment in enumerate(self._steps.ids)}
+        found = np.array([number.get(segment, -1) for segment in segments], np.int64)[codes]
+        if (found < 0).any():
+            lost = segments[codes[int(np.argmin(found))]]
+            raise StoreError(f"damaged store: the log of {self._path} has episodes of segment {lost}, but not itself")
+        return found
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], schema: StoreSchema, *, exist_ok: bool = False) -> EpisodeStore:
@@ -76,9 +100,7 @@ class EpisodeStore:
         if (root / LOG).is_dir() and (root / LOG / f"{0:020d}.json").exists():
             if not exist_ok:
                 raise StoreError(f"{root} is a store already: choose another path, or delete it to start afresh")
-            store = cls.open(root)
-            store.schema.require_same(schema, f"store {root}", "the new schema")
-            return store
+            return cls.open(root)._holding(schema)
         if root.exists() and (not root.is_dir() or any(p.name not in _OWN_NAMES for p in root.iterdir())):
             raise StoreError(f"{root} exists and is no episode store: choose another path")
         with disk_errors(root):
@@ -92,19 +114,52 @@ class EpisodeStore:
         number = commitlog.commit(root, [{"action": "set_schema", "schema": schema.to_dict()}], after=-1)
         store = cls.open(root)
         if number > 0:  # another process made the same store at the same moment; its schema must mean the same
-            first = StoreSchema.from_dict(commitlog.read_log(root, 0).schema)
-            first.require_same(schema, f"store {root}", "the new schema")
+            cls.open(root, version=0)._holding(schema)
         return store
 
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], version: int | None = None) -> EpisodeStore:
-        """Open a store as it is now, or as it was at `version`.
+    def _holding(self, schema: StoreSchema) -> EpisodeStore:
+        """This store, if it holds steps of `schema` and no others."""
+        if len(self.embodiments) > 1 and schema.embodiment.name in self.embodiments:
+            return self.of(schema.embodiment.name)._holding(schema)
+        self.schema.require_same(schema, f"store {self._path}", "the new schema")
+        return self
+
+    def set_schema(self, schema: StoreSchema) -> EpisodeStore:
+        """Let the store hold another embodiment, or more fields of one it has; return the part of that embodiment.
+
+        What is added to an embodiment must be optional, as the steps that are there lack it.
 
         Raises:
-            NotFoundError: Nothing at `path`, or no such version.
+            SpecMismatchError: Steps that are there cannot be read by the new schema.
+            DiskSpaceError: No space.
+        """
+        name = schema.embodiment.name
+        old = self._state.schemas.get(name)
+        if old is not None:
+            schema.require_reads(StoreSchema.from_dict(old), "the new schema", f"embodiment {name!r} of {self._path}")
+        if old != schema.to_dict():
+            commitlog.commit(self._path, [{"action": "set_schema", "schema": schema.to_dict()}], after=self.version)
+        return type(self).open(self._path, embodiment=name)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], version: int | None = None, embodiment: str | None = None
+    ) -> EpisodeStore:
+        """Open a store as it is now, or as it was at `version`.
+
+        Args:
+            path: Folder of the store. ``PATH@NAME`` opens the part of embodiment NAME.
+            version: Number of a commit; the newest by default.
+            embodiment: Episodes of this embodiment only; needed to read steps where a store holds several.
+
+        Raises:
+            NotFoundError: Nothing at `path`, or no such version or embodiment.
             StoreError: A folder that is no store, a store of another format, or a damaged one.
         """
         root = Path(path)
+        if embodiment is None and not root.exists() and "@" in root.name:
+            folder, _, embodiment = str(path).rpartition("@")
+            root = Path(folder)
         if not root.exists():
             raise NotFoundError(f"no episode store at {root}. {HOW_TO_MAKE.format(path=root)}")
         if not root.is_dir() or not (root / "zarr.json").is_file() or not (root / LOG).is_dir():
@@ -115,11 +170,24 @@ class EpisodeStore:
             raise StoreError(f"{root} is a zarr group but no episode store. {HOW_TO_MAKE.format(path='NEW_PATH')}")
         if found.get("format") != FORMAT:
             raise StoreError(f"{root} has store format {found.get('format')!r}; this version reads {FORMAT!r}")
-        return cls(path=root, state=commitlog.read_log(root, version))
+        return cls(path=root, state=commitlog.read_log(root, version), embodiment=embodiment)
 
     def refresh(self) -> EpisodeStore:
         """Return a new snapshot at the newest version; this one stays as it is."""
-        return type(self).open(self._path)
+        return type(self).open(self._path, embodiment=self._chosen)
+
+    def of(self, embodiment: str) -> EpisodeStore:
+        """Return the part of this snapshot that belongs to one embodiment.
+
+        Raises:
+            NotFoundError: No such embodiment.
+        """
+        return type(self)(path=self._path, state=self._state, embodiment=embodiment)
+
+    @property
+    def embodiments(self) -> tuple[str, ...]:
+        """Names of the embodiments whose episodes these are."""
+        return tuple(self._state.schemas) if self._chosen is None else (self._chosen,)
 
     @property
     def path(self) -> Path:
@@ -133,31 +201,56 @@ class EpisodeStore:
 
     @property
     def schema(self) -> StoreSchema:
-        """Fields of every step."""
+        """Fields of every step.
+
+        Raises:
+            SpecMismatchError: The store holds several embodiments, and none was chosen.
+        """
+        if self._schema is None:
+            raise SpecMismatchError(
+                f"store {self._path} holds episodes of several embodiments. Choose one: "
+                + ", ".join(f"{self._path}@{name}" for name in self.embodiments)
+            )
         return self._schema
+
+    @property
+    def _steps(self) -> SegmentIndex:
+        self.schema  # noqa: B018 (says what is wrong, if there is none)
+        assert self._index is not None
+        return self._index
 
     @property
     def embodiment(self) -> EmbodimentSpec:
         """The robot whose episodes these are."""
-        return self._schema.embodiment
+        return self.schema.embodiment
 
     @functools.cached_property
     def episodes(self) -> tuple[EpisodeInfo, ...]:
         """All episodes, in commit order."""
-        infos = []
-        noted: dict[str, dict[str, Any]] = {}
-        for segment in dict.fromkeys(record["segment"] for record in self._records):
-            noted.update({e["id"]: e for e in self._segment(segment).attributes.get("episodes", ())})
-        for index, record in enumerate(self._records):
-            meta = dict(noted.get(record["id"], {}).get("meta") or {})
-            fields = {**record, "tags": tuple(record["tags"]), "index": index, "meta": meta}
-            infos.append(EpisodeInfo(**fields))
-        return tuple(infos)
+        return tuple(
+            EpisodeInfo(
+                **{**record, "tags": tuple(record["tags"])},
+                index=index,
+                meta=LazyMeta(functools.partial(self._meta, record["segment"], record["id"])),
+            )
+            for index, record in enumerate(self._table.records())
+        )
+
+    @functools.cached_property
+    def instructions(self) -> tuple[str, ...]:
+        """Instruction of each episode, in commit order; cheaper than ``store.episodes``."""
+        return tuple(self._table.texts("instruction"))
+
+    def _meta(self, segment: str, episode: str) -> dict[str, Any]:
+        with self._lock:
+            if self._metas[0] != segment:
+                self._metas = segment, SegmentReader(self._path / SEGMENTS / segment).metas()
+            return self._metas[1].get(episode, {})
 
     @property
     def num_episodes(self) -> int:
         """Number of episodes; cheaper than ``len(store.episodes)``."""
-        return len(self._starts)
+        return len(self._table)
 
     @property
     def total_frames(self) -> int:
@@ -171,10 +264,9 @@ class EpisodeStore:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that change when the schema, an episode or a label changes. Segments are immutable."""
-        state = self._state
-        content = [state.schema, sorted(state.segments), self._records]
-        return hashlib.sha256(dump_json(content)).hexdigest()[:32]
+        """32 hex digits that change when a schema, an episode or a label changes. Segments are immutable."""
+        schemas = [self._state.schemas[name] for name in self.embodiments]
+        return hashlib.sha256(dump_json([schemas, self._table.records()])).hexdigest()[:32]
 
     def select(
         self,
@@ -229,46 +321,69 @@ class EpisodeStore:
     def lowdim(self, field: str, episodes: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return `field` of `episodes` (all by default), concatenated: (N, *shape); `timestamp` is (N,) float64 [s].
 
-        The array of all episodes is kept in memory and read-only.
+        The array of all episodes is read-only, and kept; `gather` takes less memory where a store is large.
 
         Raises:
             SpecMismatchError: No such field.
-            StoreError: No such episode, or a damaged segment.
+            StoreError: No such episode, or a damaged segment; the message names the episodes that are lost.
         """
-        everything = self._load_lowdim(field)
-        return everything if episodes is None else everything[self.episode_frames(episodes)]
-
-    def _load_lowdim(self, field: str) -> np.ndarray:
-        spec = self._schema.field(field)
+        if episodes is not None:
+            return self.gather(field, self.episode_frames(episodes))
         with self._lock:
-            if field in self._lowdim:
-                return self._lowdim[field]
-            dtype, columns = np.dtype(spec.dtype), self._schema.columns(field)
-            joined = np.empty((self.total_frames, columns), dtype)
-            read: tuple[str, np.ndarray] | None = None
-            for i, record in enumerate(self._records):
-                if read is None or read[0] != record["segment"]:
-                    values = self._segment(record["segment"]).lowdim(field, columns, dtype)
-                    read = (record["segment"], values)
-                stop = record["start"] + record["length"]
-                joined[self._offsets[i] : self._offsets[i + 1]] = read[1][record["start"] : stop]
-            joined = joined[:, 0] if field == "timestamp" else joined.reshape(-1, *spec.shape)
-            joined.flags.writeable = False
-            self._lowdim[field] = joined
-            return joined
+            if field not in self._gathered:
+                values = self._steps.lowdim(field).arrays["values"]
+                if len(values) == self.total_frames and not self._shift.any():
+                    self._refuse_broken(field, np.arange(self.num_episodes))
+                else:
+                    values = self.gather(field, np.arange(self.total_frames))
+                    values.flags.writeable = False
+                self._gathered[field] = values
+            return self._gathered[field]
+
+    def gather(self, field: str, frames: np.ndarray) -> np.ndarray:
+        """Return `field` at global frames of any shape: (*frames.shape, *shape).
+
+        Raises:
+            SpecMismatchError: No such field.
+            StoreError: No such frame, or a damaged segment.
+        """
+        frames = np.asarray(frames, np.int64)
+        episodes, _ = self.locate(frames.reshape(-1))
+        column = self._steps.lowdim(field)
+        if column.broken:
+            self._refuse_broken(field, np.unique(episodes))
+        rows = frames + self._shift[episodes].reshape(frames.shape)
+        return np.asarray(column.arrays["values"][rows])
+
+    def _refuse_broken(self, field: str, episodes: np.ndarray) -> None:
+        broken = self._steps.lowdim(field).broken
+        lost = [int(i) for i in episodes if int(self._segment_of[i]) in broken]
+        if lost:
+            why = broken[int(self._segment_of[lost[0]])]
+            shown = ", ".join(str(i) for i in lost[:8]) + (" ..." if len(lost) > 8 else "")
+            raise StoreError(
+                f"{why} (it holds {'episode' if len(lost) == 1 else 'episodes'} {shown}; the others can still be read)"
+            )
+
+    def _explain(self, row: int) -> str:
+        """Whose step stands in a row of the index."""
+        firsts = self._shift + self._offsets[:-1]
+        for index in np.flatnonzero((firsts <= row) & (row < firsts + np.diff(self._offsets))):
+            return f"step {row - firsts[index]} of episode {index}, {self._table.texts('id')[index]}"
+        return "of an episode that was removed"
 
     def episode(self, index: int) -> EpisodeData:
         """Return the arrays of one episode; images are decoded when first asked for."""
         index = int(self._check_episodes([index])[0])
-        rows = slice(self._offsets[index], self._offsets[index + 1])
-        frames = np.arange(rows.start, rows.stop, dtype=np.int64)
+        frames = np.arange(self._offsets[index], self._offsets[index + 1], dtype=np.int64)
+        names = tuple(spec.name for spec in self.schema.images)
         return EpisodeData(
             info=self.episodes[index],
-            images=LazyImages(self.embodiment.camera_names, lambda camera: self.read_images(camera, frames)),
-            state=self.lowdim("state")[rows],
-            action=self.lowdim("action")[rows],
-            timestamp=self.lowdim("timestamp")[rows],
-            extras={e.name: self.lowdim(e.name)[rows] for e in self._schema.extras},
+            images=LazyImages(names, lambda name: self.read_images(name, frames)),
+            state=self.gather("state", frames),
+            action=self.gather("action", frames),
+            timestamp=self.gather("timestamp", frames),
+            extras={name: self.gather(name, frames) for name in self.schema.fields[3:]},
         )
 
     def locate(self, frames: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,38 +405,25 @@ class EpisodeStore:
         out: np.ndarray | None = None,
         threads: int = 1,
     ) -> np.ndarray:
-        """Decode global frames of one camera.
+        """Decode global frames of one camera or map; a frame that is not there is all zeros.
 
         Args:
-            camera: Camera name.
+            camera: Name of a camera or map.
             frame_indices: (n,) global frame indices, in any order.
-            out: uint8 (n, H, W, 3) to decode into; C-contiguous.
+            out: (n, H, W, C) to decode into, in the dtype of the camera or map; C-contiguous.
             threads: Decode with this many threads; decoding releases the GIL.
 
         Returns:
-            uint8 (n, H, W, 3); `out` if it was given.
+            (n, H, W, C), uint8 for a camera; `out` if it was given.
         """
-        shape = self._schema.camera(camera).shape
-        episodes, steps = self.locate(frame_indices)
+        spec = self.schema.image(camera)
+        rows = self._rows(frame_indices)
+        shape, dtype = (len(rows), *spec.shape), np.dtype(spec.dtype)
         if out is None:
-            out = np.empty((len(steps), *shape), np.uint8)
-        elif out.shape != (len(steps), *shape) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise SpecMismatchError(
-                f"out: expected contiguous uint8 {(len(steps), *shape)}, got {out.dtype} {out.shape}"
-            )
-        records = self._records
-        arrays = {e: self._segment(records[e]["segment"]).camera(camera) for e in set(episodes.tolist())}
-        jobs = list(zip(episodes.tolist(), steps.tolist(), out))
-
-        def work(part: list[tuple[int, int, np.ndarray]]) -> None:
-            for episode, step, target in part:
-                arrays[episode].read_into(step, target)
-
-        if threads <= 1 or len(jobs) < 2 * threads:
-            work(jobs)
-        else:
-            size = -(-len(jobs) // threads)
-            list(self._threads(threads).map(work, [jobs[i : i + size] for i in range(0, len(jobs), size)]))
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise SpecMismatchError(f"out: expected contiguous {dtype} {shape}, got {out.dtype} {out.shape}")
+        self._frames.read(camera, rows, out, threads)
         return out
 
     def jpeg_bytes(self, camera: str, frame: int) -> bytes:
@@ -330,23 +432,16 @@ class EpisodeStore:
         Raises:
             StoreError: A frame that is stored raw or not at all.
         """
-        self._schema.camera(camera)
-        episodes, steps = self.locate([frame])
-        array = self._segment(self._records[int(episodes[0])]["segment"]).camera(camera)
-        data = array.encoded(int(steps[0]))
-        if data is None or not array.jpeg:
+        self.schema.camera(camera)
+        found = self._frames.encoded(camera, int(self._rows([frame])[0]))
+        if found is None or found[1] != "jpeg":
             raise StoreError(f"frame {frame} of camera {camera!r} is not stored as JPEG")
-        return data.tobytes()
+        return found[0]
 
-    def _segment(self, segment: str) -> SegmentReader:
-        reader = self._segments.get(segment)
-        if reader is None:
-            reader = SegmentReader(self._path / SEGMENTS / segment, files=self._files)
-            if reader.attributes.get("digest") != self.embodiment.digest:
-                theirs = EmbodimentSpec.from_dict(reader.attributes["embodiment"])
-                self.embodiment.require_same(theirs, f"store {self._path}", f"segment {segment}")
-            reader = self._segments.setdefault(segment, reader)
-        return reader
+    def _rows(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows in the index of global frames (n,)."""
+        frames = np.asarray(frames, np.int64).reshape(-1)
+        return frames + self._shift[self.locate(frames)[0]]
 
     def _check_episodes(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
         chosen = np.asarray(episodes, np.int64).reshape(-1)
@@ -354,18 +449,21 @@ class EpisodeStore:
             raise StoreError(f"store {self._path} has {self.num_episodes} episodes, got indices {chosen.tolist()}")
         return chosen
 
-    def _threads(self, threads: int) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None or self._pool_threads < threads:
-                self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-                self._pool_threads = threads
-            return self._pool
-
     def __repr__(self) -> str:
         return (
             f"EpisodeStore({str(self._path)!r}, version={self.version}, episodes={self.num_episodes}, "
-            f"frames={self.total_frames}, embodiment={self.embodiment.name!r})"
+            f"frames={self.total_frames}, embodiments={list(self.embodiments)})"
         )
 
 
-_OWN_NAMES = frozenset({"zarr.json", LOG, SEGMENTS, STAGING})
+def _episodes_of(state: commitlog.LogState, embodiment: str | None) -> EpisodeTable:
+    """Records of the episodes of one embodiment; of all when None."""
+    table = state.episodes.table()
+    if embodiment is None or len(state.schemas) == 1:
+        return table
+    codes, segments = table.coded("segment")
+    mine = [state.segments.get(segment, {}).get("embodiment") == embodiment for segment in segments]
+    return table.take(np.array(mine, bool)[codes])
+
+
+_OWN_NAMES = frozenset({"zarr.json", LOG, SEGMENTS, STAGING, CACHE})

@@ -9,13 +9,15 @@ For obs_horizon = 2 and action_horizon = 4, the window of step 3 in an episode o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from .batch import Batch
+from .schema import PRESENT
 from .store import EpisodeStore
 
 
@@ -28,12 +30,20 @@ class WindowSpec:
         action_horizon: Action steps h, the present one first; at least 1.
         cameras: Cameras to decode, in this order; all of the embodiment when None.
         extras: Extra fields to gather at the observation steps.
+        maps: Maps to decode at the observation steps.
+        offsets: Field -> steps relative to the present one, in place of its horizon: ``{"wrist": (0,), "state": (-8,
+            -4, 0), "action": range(-1, 15)}``.
+        hold: Where a step lacks an optional field, take the last value before it in the episode (a slow camera shows
+            its last picture). The window's `present` is False only where there was none yet.
     """
 
     obs_horizon: int = 1
     action_horizon: int = 8
     cameras: tuple[str, ...] | None = None
     extras: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    offsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    hold: bool = False
 
     def __post_init__(self) -> None:
         if self.obs_horizon < 1 or self.action_horizon < 1:
@@ -42,7 +52,13 @@ class WindowSpec:
                 f"action_horizon={self.action_horizon}"
             )
         object.__setattr__(self, "cameras", None if self.cameras is None else tuple(self.cameras))
-        object.__setattr__(self, "extras", tuple(self.extras))
+        for key in ("extras", "maps"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        offsets = {name: tuple(int(step) for step in steps) for name, steps in self.offsets.items()}
+        for name, steps in offsets.items():
+            if not steps:
+                raise ConfigError(f"offsets of {name!r}: expected at least one step, such as (0,)")
+        object.__setattr__(self, "offsets", offsets)
 
 
 class WindowDataset:
@@ -58,7 +74,7 @@ class WindowDataset:
         threads: Threads that decode the images of one batch.
 
     Raises:
-        SpecMismatchError: A camera or extra that the store does not have.
+        SpecMismatchError: A camera, map or extra that the store does not have.
         StoreError: No steps to make windows of.
     """
 
@@ -75,13 +91,22 @@ class WindowDataset:
         self.cameras = store.embodiment.camera_names if spec.cameras is None else spec.cameras
         for camera in self.cameras:
             store.schema.camera(camera)
+        for name in spec.maps:
+            store.schema.image(name)
         for name in spec.extras:
             store.schema.field(name)
+        used = (*self.cameras, *spec.maps, *spec.extras, "state", "action")
+        for name in spec.offsets:
+            if name not in used:
+                raise SpecMismatchError(f"offsets of {name!r}, which no window holds. {did_you_mean(name, used)}")
+        self._optional = {name: k for k, name in enumerate(store.schema.optional) if name in used}
+        self._last_present: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
         self._frames = store.episode_frames(episodes)
         if not len(self._frames):
             raise StoreError(f"store {store.path} has no steps to train on: record or convert some episodes first")
         self._threads = threads
-        self._instructions = tuple(e.instruction for e in store.episodes)
+        self._instructions = store.instructions
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -99,21 +124,49 @@ class WindowDataset:
         now = self._frames[chosen]
         episode, _ = store.locate(now)
         first, last = store.offsets[episode][:, None], store.offsets[episode + 1][:, None] - 1
-        obs = now[:, None] + np.arange(1 - spec.obs_horizon, 1)
-        act = now[:, None] + np.arange(spec.action_horizon)
-        frame = np.maximum(obs, first)
+        pads: dict[str, np.ndarray] = {}
+        present: dict[str, np.ndarray] = {}
+
+        def steps(name: str, default: np.ndarray) -> np.ndarray:
+            """Frames (b, t) of field `name`; notes where they stand in for others, and which are there."""
+            frame = now[:, None] + np.array(spec.offsets.get(name, default), np.int64)
+            inside = np.clip(frame, first, last)
+            if name in spec.offsets:
+                pads[name] = frame != inside
+            if name in self._optional:
+                inside, present[name] = self._there(name, inside, first)
+            return inside
+
+        past, ahead = np.arange(1 - spec.obs_horizon, 1), np.arange(spec.action_horizon)
+        state, action = steps("state", past), steps("action", ahead)
+        shown = (*self.cameras, *spec.maps) if images else ()
+        frame = now[:, None] + past
         return Batch(
-            images={c: self._decode(c, frame) for c in self.cameras} if images else {},
-            state=store.lowdim("state")[frame].astype(np.float32, copy=False),
-            action=store.lowdim("action")[np.minimum(act, last)].astype(np.float32, copy=False),
-            obs_pad=obs < first,
-            action_pad=act > last,
+            images={name: self._decode(name, steps(name, past)) for name in shown},
+            state=store.gather("state", state).astype(np.float32, copy=False),
+            action=store.gather("action", action).astype(np.float32, copy=False),
+            obs_pad=pads.get("state", frame < first),
+            action_pad=pads.get("action", now[:, None] + ahead > last),
             instruction=tuple(self._instructions[i] for i in episode.tolist()),
-            frame=frame,
+            frame=np.maximum(frame, first),
             episode=episode,
-            extras={name: store.lowdim(name)[frame] for name in spec.extras},
+            extras={name: store.gather(name, steps(name, past)) for name in spec.extras},
+            pads=pads,
+            present=present,
         )
 
-    def _decode(self, camera: str, frame: np.ndarray) -> np.ndarray:
-        decoded = self.store.read_images(camera, frame.reshape(-1), threads=self._threads)
+    def _there(self, name: str, frame: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames to read an optional field from, and whether it is there; by `hold` from steps before."""
+        if not self.spec.hold:
+            return frame, self.store.gather(PRESENT, frame)[..., self._optional[name]]
+        with self._lock:
+            if name not in self._last_present:
+                there = self.store.lowdim(PRESENT)[:, self._optional[name]]
+                numbers = np.where(there, np.arange(len(there), dtype=np.int64), -1)
+                self._last_present[name] = np.maximum.accumulate(numbers)
+        found = self._last_present[name][frame]
+        return np.where(found >= first, found, frame), found >= first
+
+    def _decode(self, name: str, frame: np.ndarray) -> np.ndarray:
+        decoded = self.store.read_images(name, frame.reshape(-1), threads=self._threads)
         return decoded.reshape(*frame.shape, *decoded.shape[1:])

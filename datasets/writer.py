@@ -13,8 +13,9 @@ from ulid import ULID
 from ..errors import DiskSpaceError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import FeatureSpec
 from . import commitlog, recovery
-from .image import check_jpeg, image_profile
+from .image import LOSSLESS, check_jpeg, image_profile
 from .layout import JOURNAL, disk_errors, dump_json
+from .schema import PRESENT
 from .staging import StagingSegment
 from .store import EpisodeStore
 
@@ -41,6 +42,7 @@ class EpisodeWriter:
             are written faster, and to fewer files, in larger groups.
         fsync: Force everything to the disk before a commit; off, a power cut may lose what a crash would not.
         source: Where the episodes come from, for the segment's record.
+        checked: Refuse states and actions that are not finite, and a clock that does not run forward.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class EpisodeWriter:
         episodes_per_segment: int = 1,
         fsync: bool = True,
         source: str = "",
+        checked: bool = True,
     ) -> None:
         if episodes_per_segment < 1:
             raise StoreError(f"expected episodes_per_segment of at least 1, got {episodes_per_segment}")
@@ -62,16 +65,22 @@ class EpisodeWriter:
         self._pending: list[StagingSegment] = []
         self._episode: dict[str, Any] | None = None
         self._closed = False
+        self._checked, self._clock = checked, -np.inf
         self.committed = 0
         """Episodes committed by this writer."""
         with disk_errors(self._root):
             recovery.recover(self._root)
 
-    def begin(self, instruction: str, tags: Sequence[str] = (), meta: Mapping[str, Any] | None = None) -> str:
+    def begin(self, instruction: str | None, tags: Sequence[str] = (), meta: Mapping[str, Any] | None = None) -> str:
         """Begin an episode; return its id.
 
+        Args:
+            instruction: What is to be done; None where nobody said, as in play data.
+            tags: Free labels.
+            meta: What else is to be noted, JSON-ready.
+
         Raises:
-            StoreError: An episode is open, the writer is closed, or `meta` is nothing JSON can hold.
+            StoreError: No instruction, an episode is open, the writer is closed, or `meta` is nothing JSON can hold.
             DiskSpaceError: No space.
         """
         if self._closed:
@@ -80,9 +89,12 @@ class EpisodeWriter:
             raise StoreError("an episode is open: call end() or discard() before begin()")
         if isinstance(tags, str):
             raise StoreError(f"expected tags as a sequence of strings, got the string {tags!r}")
+        if instruction is not None and not str(instruction).strip():
+            raise StoreError(f"no instruction ({instruction!r}): say what is to be done, or give None for play data")
+        self._clock = -np.inf
         episode = {
             "id": str(ULID()),
-            "instruction": str(instruction),
+            "instruction": str(instruction or ""),
             "tags": [str(t) for t in tags],
             "meta": dict(meta or {}),
         }
@@ -107,20 +119,25 @@ class EpisodeWriter:
         """Record one step.
 
         Args:
-            images: Camera name -> uint8 (H, W, 3), or a JPEG stream to store byte for byte, for every camera.
+            images: Camera or map name -> (H, W, C) in its dtype, or a camera's JPEG stream to store byte for byte.
             state: (s,), in the units of the embodiment.
             action: (a,), in the units of the embodiment.
             timestamp: Time since the episode began [s]; by default the step number over `control_hz`.
-            extras: Extra field -> value, for every extra of the schema.
+            extras: Extra field -> value.
+
+        What the schema calls optional may be left out.
 
         Raises:
-            SpecMismatchError: Something missing, unknown, or of the wrong shape or dtype. The step is not recorded;
-                the episode stays open.
+            SpecMismatchError: Something missing, unknown, of the wrong shape or dtype, not finite, or from before the
+                last step. The step is not recorded; the episode stays open.
             DiskSpaceError: No space. The open episode is discarded; finished ones are kept.
         """
-        self._check_names("camera", images, self._schema.embodiment.camera_names)
-        encoded = {camera.name: self._encode(camera, images[camera.name]) for camera in self._schema.embodiment.cameras}
-        values = self._values(state, action, timestamp, extras)
+        optional = self._schema.optional
+        self._check_names("camera", images, [spec.name for spec in self._schema.images], optional)
+        encoded = {s.name: self._encode(s, images[s.name]) if s.name in images else None for s in self._schema.images}
+        values = self._values(state, action, timestamp, extras or {})
+        if optional:
+            values[PRESENT] = np.array([name in images or name in (extras or {}) for name in optional])
         segment, _ = self._open_episode()
         try:
             with disk_errors(self._root):
@@ -128,6 +145,7 @@ class EpisodeWriter:
         except DiskSpaceError:
             self.discard()
             raise
+        self._clock = float(values["timestamp"][0])
 
     def step_jpeg(
         self,
@@ -182,8 +200,7 @@ class EpisodeWriter:
         while self._pending:
             segment = self._pending[0]
             with disk_errors(self._root):
-                added = segment.publish()
-                actions = recovery.segment_actions(segment.id, added["frames"], added["digest"], segment.episodes)
+                actions = segment.publish()
                 self._version = commitlog.commit(self._root, actions, after=self._version, fsync=self._fsync)
             self._pending.pop(0)
             (segment.folder / JOURNAL).unlink(missing_ok=True)
@@ -238,24 +255,29 @@ class EpisodeWriter:
 
     def _encode(self, camera: FeatureSpec, image: np.ndarray | bytes) -> bytes:
         """Check one image against its camera and encode it."""
-        where = f"camera {camera.name!r}"
+        lossless = camera not in self._schema.embodiment.cameras
+        where = f"{'map' if lossless else 'camera'} {camera.name!r}"
         if isinstance(image, bytes | bytearray | memoryview):
-            if not self._profile.is_jpeg:
-                raise StoreError(f"JPEG streams need a JPEG profile, and this writer has {self._profile.name!r}")
+            if lossless or not self._profile.is_jpeg:
+                raise StoreError(
+                    f"{where}: JPEG streams need a camera and a JPEG profile; this writer has {self._profile.name!r}"
+                )
             check_jpeg(bytes(image), camera.shape, where)
             return bytes(image)
         array = np.asarray(image)
-        if array.shape != camera.shape or array.dtype != np.uint8:
-            raise SpecMismatchError(f"{where}: expected shape {camera.shape} uint8, got {array.shape} {array.dtype}")
-        return self._profile.encode(array)
+        if array.shape != camera.shape or array.dtype != np.dtype(camera.dtype):
+            raise SpecMismatchError(
+                f"{where}: expected shape {camera.shape} {camera.dtype}, got {array.shape} {array.dtype}"
+            )
+        return (LOSSLESS if lossless else self._profile).encode(array)
 
     def _values(
-        self, state: Any, action: Any, timestamp: float | None, extras: Mapping[str, Any] | None
+        self, state: Any, action: Any, timestamp: float | None, extras: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         """Return each low-dimensional field as an array of its spec's shape and dtype."""
         segment, episode = self._open_episode()
         schema = self._schema
-        self._check_names("extra", extras or {}, tuple(e.name for e in schema.extras))
+        self._check_names("extra", extras, [e.name for e in schema.extras], schema.optional)
         if timestamp is None:
             timestamp = (segment.frames - episode["start"]) / schema.embodiment.control_hz
         values = {
@@ -263,19 +285,36 @@ class EpisodeWriter:
             "action": _as_feature(action, schema.embodiment.action, "action"),
             "timestamp": np.array([timestamp], np.float64),
         }
+        if self._checked:
+            self._require_sound(values)
         for extra in schema.extras:
-            values[extra.name] = _as_feature((extras or {})[extra.name], extra, f"extra {extra.name!r}")
+            given = extras.get(extra.name)
+            if given is None:
+                given = np.full(extra.shape, np.nan if np.dtype(extra.dtype).kind == "f" else 0, extra.dtype)
+            values[extra.name] = _as_feature(given, extra, f"extra {extra.name!r}")
         return values
 
+    def _require_sound(self, values: Mapping[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                place = int(np.flatnonzero(~np.isfinite(value))[0])
+                raise SpecMismatchError(f"{name}[{place}] is {value[place]}: expected finite numbers")
+        if values["timestamp"][0] <= self._clock:
+            raise SpecMismatchError(
+                f"timestamp {values['timestamp'][0]} s comes after {self._clock} s: expected a clock that runs "
+                "forward, as time.monotonic() does"
+            )
+
     @staticmethod
-    def _check_names(what: str, given: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    def _check_names(what: str, given: Mapping[str, Any], known: Sequence[str], optional: Sequence[str]) -> None:
         for name in given:
-            if name not in expected:
-                hint = did_you_mean(name, expected) if expected else f"The schema has no {what}."
+            if name not in known:
+                hint = did_you_mean(name, known) if known else f"The schema has no {what}."
                 raise SpecMismatchError(f"unknown {what} {name!r}. {hint}")
+        expected = [name for name in known if name not in optional]
         missing = [name for name in expected if name not in given]
         if missing:
-            raise SpecMismatchError(f"expected {what} names {list(expected)}, got {sorted(given)}; missing {missing}")
+            raise SpecMismatchError(f"expected {what} names {expected}, got {sorted(given)}; missing {missing}")
 
 
 def _as_feature(value: Any, spec: FeatureSpec, where: str) -> np.ndarray:

@@ -113,11 +113,11 @@ def test_read_images_in_any_order_into_a_buffer(filled, threads):
 
 def test_more_shards_than_open_files(filled):
     store, _ = filled
-    store._files._limit = 1
+    store._frames.files._limit = 1
     for frame in (0, 10, 1, 9):
         store.read_images("front", [frame])
         store.read_images("wrist", [frame])
-    assert len(store._files._files) == 1
+    assert len(store._frames.files._files) == 1
 
 
 def test_versions_and_edits(filled):

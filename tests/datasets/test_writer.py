@@ -74,7 +74,7 @@ def test_jpeg_streams_that_do_not_fit(store, step):
         writer.discard()
     with EpisodeWriter(store, fsync=False, profile="raw") as writer:
         writer.begin("x")
-        with pytest.raises(StoreError, match="need a JPEG profile"):
+        with pytest.raises(StoreError, match="need a camera and a JPEG profile"):
             writer.step_jpeg(images={"front": good, "wrist": good}, **rest)
         writer.discard()
 
