@@ -1,45 +1,73 @@
-"""What a new writer does about writers that died: adopt finished segments, drop torn ones."""
+"""What a new writer does about writers that died: commits what they finished, saves what they began."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
-import struct
 import time
 from pathlib import Path
-from typing import Any
 
-from ..errors import StoreError
+from ..console import log
+from ..errors import BrachiumError, ConfigError, did_you_mean
 from . import commitlog
-from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, crc32c, read_json
-from .staging import MAGIC, segment_actions
+from .journal import read_header, read_journal
+from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, read_json
+from .staging import TORN, StagingSegment, segment_actions
 
 GRACE_S = 60.0
 """A staging folder without a readable journal header is left alone for so long [s]: its writer may be starting."""
+SALVAGE = ("torn", "finished", "nothing")
 
 
-def _header(journal: Path) -> dict[str, Any] | None:
-    """Return the header of a journal, or None when it is not there or not whole."""
-    try:
-        with open(journal, "rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                return None
-            length, checksum = struct.unpack("<II", file.read(8))
-            body = file.read(length)
-    except (OSError, struct.error):
-        return None
-    if len(body) != length or crc32c(body) != checksum or body[:1] != b"H":
-        return None
-    header: dict[str, Any] = json.loads(body[1:])
-    return header
+def recover(root: Path, salvage: str = "torn") -> int:
+    """Tidy up after dead writers of this machine. Every committed episode is safe without it.
+
+    A folder in ``segments/`` that still has its journal was finished but maybe not committed: it is committed now, with
+    the labels its writer gave. Of a folder in ``staging/`` the journal says what is whole.
+
+    Args:
+        root: Folder of the store.
+        salvage: ``torn``: episodes that were finished, and the whole steps of the one that was not; ``finished``:
+            the former; ``nothing``: drop the folder.
+
+    Returns:
+        Number of segments adopted.
+
+    Raises:
+        ConfigError: Another `salvage`.
+    """
+    if salvage not in SALVAGE:
+        raise ConfigError(f"no salvage={salvage!r}. {did_you_mean(salvage, SALVAGE)}")
+    adopted = 0
+    for folder in sorted((root / STAGING).glob("*")):
+        fd = _lock_of_dead_writer(folder / JOURNAL)
+        if fd is not None:
+            try:
+                adopted += _salvage(root, folder, salvage)
+            finally:
+                os.close(fd)
+        elif read_header(folder / JOURNAL) is None and _age(folder) > GRACE_S:
+            shutil.rmtree(folder, ignore_errors=True)
+    for temporary in (root / LOG).glob(".tmp-*"):
+        if _age(temporary) > GRACE_S:
+            temporary.unlink(missing_ok=True)
+    for journal in sorted((root / SEGMENTS).glob(f"*/{JOURNAL}")):
+        fd = _lock_of_dead_writer(journal)
+        if fd is None:
+            continue
+        try:
+            adopted += _adopt(root, journal.parent)
+            journal.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+    return adopted
 
 
 def _lock_of_dead_writer(journal: Path) -> int | None:
     """Return a descriptor that locks the journal, or None when its writer lives or is on another machine."""
-    header = _header(journal)
+    header = read_header(journal)
     if header is None or header.get("host") != socket.gethostname():
         return None
     try:
@@ -54,36 +82,32 @@ def _lock_of_dead_writer(journal: Path) -> int | None:
     return fd
 
 
-def recover(root: Path) -> int:
-    """Tidy up after dead writers of this machine. Every committed episode is safe without it.
+def _salvage(root: Path, folder: Path, salvage: str) -> bool:
+    """Publish and commit what is whole in a staging folder; drop it where nothing is. Whether there was something.
 
-    A folder in ``staging/`` is torn and dropped. A folder in ``segments/`` that still has its journal was finished
-    but maybe not committed: it is committed now, with the labels its writer gave.
-
-    Returns:
-        Number of segments adopted.
+    Died in the middle of this, it is begun again by the next one: publishing may be repeated.
     """
-    for folder in sorted((root / STAGING).glob("*")):
-        fd = _lock_of_dead_writer(folder / JOURNAL)
-        if fd is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(fd)
-        elif _header(folder / JOURNAL) is None and _age(folder) > GRACE_S:
-            shutil.rmtree(folder, ignore_errors=True)
-    for temporary in (root / LOG).glob(".tmp-*"):
-        if _age(temporary) > GRACE_S:
-            temporary.unlink(missing_ok=True)
-    adopted = 0
-    for journal in sorted((root / SEGMENTS).glob(f"*/{JOURNAL}")):
-        fd = _lock_of_dead_writer(journal)
-        if fd is None:
-            continue
+    found = read_journal(folder / JOURNAL) if salvage != "nothing" else None
+    segment = None
+    if found is not None:
+        header, episodes = found
         try:
-            adopted += _adopt(root, journal.parent)
-            journal.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
-    return adopted
+            segment = StagingSegment.salvaged(folder, header, episodes, torn=salvage == "torn")
+        except (KeyError, TypeError, ValueError) as error:  # of a version that wrote other journals
+            log(f"{folder} was left by a writer that died, and cannot be read: {error!r}")
+            return False
+    if segment is None or not segment.episodes:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    actions = segment.publish()
+    commitlog.commit(root, actions, after=commitlog.read_log(root).version)
+    (segment.folder / JOURNAL).unlink(missing_ok=True)
+    torn = sum(TORN in episode["tags"] for episode in segment.episodes)
+    log(
+        f"{root}: saved {len(segment.episodes)} episodes, {segment.frames} steps, of a writer that died"
+        + (f"; {torn} broke off and has the tag 'torn'" if torn else "")
+    )
+    return True
 
 
 def _age(folder: Path) -> float:
@@ -100,7 +124,7 @@ def _adopt(root: Path, folder: Path) -> bool:
     try:
         attributes = read_json(folder / "zarr.json", "segment metadata")["attributes"][KEY]
         actions = segment_actions(folder.name, attributes)
-    except (StoreError, KeyError, TypeError):
+    except (BrachiumError, KeyError, TypeError):
         return False
     commitlog.commit(root, actions, after=state.version)
     return True

@@ -1,27 +1,11 @@
-"""A segment while it is recorded: frames appended to ``.partial`` shards, and a journal of every step.
-
-The journal says what the bytes of a torn segment mean, so that a later recovery can save them: after the magic come
-records of ``u32 length, u32 crc32c, payload``, where the first byte of a payload is its kind:
-
-- ``H`` header, JSON: host, pid, schema, profile, layout of the steps
-- ``B`` begin of an episode, JSON: id, instruction, tags, meta
-- ``S`` step: (offset u64, length u32, crc32c u32) a camera or map, then the low-dimensional fields, little-endian;
-  the offset of a frame that is not there is all ones
-- ``E`` end of an episode, JSON: success
-
-A discarded episode is cut off again, which works on a full disk too.
-
-While its writer lives it holds an exclusive ``flock`` on the journal; the kernel lets go of it however the writer dies.
-"""
+"""A segment while it is recorded: frames appended to ``.partial`` shards, and a journal of every step."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,51 +14,12 @@ from ulid import ULID
 
 from . import layout
 from .image import LOSSLESS, MISSING, ImageProfile, encode_index
+from .journal import PLACE, Journal, JournalEpisode
 from .layout import FORMAT, JOURNAL, KEY, SEGMENTS, STAGING, crc32c, dump_json, fsync_dir, write_all, write_file
 from .schema import StoreSchema
 
-MAGIC = b"BRCHJRN1"
-PLACE = struct.Struct("<QII")
-
-
-class Journal:
-    """The journal of one staging folder, open for appending and locked."""
-
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        self._size = 0
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self._write(MAGIC)
-        self.append(b"H", dump_json(header))
-
-    def append(self, kind: bytes, payload: bytes = b"") -> None:
-        """Append one record; a record that cannot be written whole is taken back."""
-        body = kind + payload
-        self._write(struct.pack("<II", len(body), crc32c(body)) + body)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._size
-
-    def truncate(self, size: int) -> None:
-        """Forget every record after the first `size` bytes."""
-        os.ftruncate(self._fd, size)
-        self._size = size
-
-    def _write(self, data: bytes) -> None:
-        try:
-            write_all(self._fd, data)
-        except BaseException:
-            os.ftruncate(self._fd, self._size)
-            raise
-        self._size += len(data)
-
-    def close(self) -> None:
-        """Close the file and let go of its lock."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+TORN = "torn"
+"""Tag of an episode whose recording broke off."""
 
 
 class ShardWriter:
@@ -120,6 +65,24 @@ class ShardWriter:
         self._lengths.append(length if offset != MISSING else int(MISSING))
         self._ends.append(end)
         return PLACE.pack(offset, length, checksum)
+
+    def end(self, frames: int) -> int:
+        """Bytes in the shard of frame number `frames` before it."""
+        return self._bytes(frames // self._max)
+
+    def holds(self, place: tuple[int, int, int], frames: int) -> bool:
+        """Whether the bytes of frame number `frames` stand in the file, whole, where the journal says."""
+        offset, length, checksum = place
+        if offset == MISSING:
+            return True
+        path = self._path(frames // self._max)
+        try:
+            with open(path if path.exists() else path.with_name("0"), "rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError:
+            return False
+        return len(data) == length and crc32c(data[:-4]) == checksum == int.from_bytes(data[-4:], "little")
 
     def truncate(self, frames: int) -> None:
         """Forget every frame from `frames` on, and any bytes of a torn one."""
@@ -174,18 +137,30 @@ class StagingSegment:
         episodes: Records of the finished episodes.
     """
 
-    def __init__(self, root: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> None:
-        self.id = str(ULID())
+    def __init__(self, folder: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> None:
+        self.id = folder.name
         self.frames = 0
         self.episodes: list[dict[str, Any]] = []
-        self._root, self._schema, self._profile = root, schema, profile
+        self._root, self._folder = folder.parent.parent, folder
+        self._schema, self._profile = schema, profile
         self._profiles = {s.name: profile if s in schema.embodiment.cameras else LOSSLESS for s in schema.images}
         self._source, self._fsync = source, fsync
-        self._folder = root / STAGING / self.id
         self._sealed = self._moved = False
         self._dtypes = {f: np.dtype(schema.field(f).dtype).newbyteorder("<") for f in schema.fields}
         self._rows: list[tuple[np.ndarray, ...]] = []
-        self._folder.mkdir(parents=True)
+        self._journal: Journal | None = None
+        self._episode_mark = 0
+        self._open_shards(layout.SHARD_FRAMES)
+
+    def _open_shards(self, max_frames: int) -> None:
+        images = self._folder / "images"
+        self._shards = {spec.name: ShardWriter(images / spec.name, max_frames) for spec in self._schema.images}
+
+    @classmethod
+    def new(cls, root: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> StagingSegment:
+        """Begin a segment under ``staging/``."""
+        made = cls(root / STAGING / str(ULID()), schema, profile, source=source, fsync=fsync)
+        made._folder.mkdir(parents=True)
         header = {
             "format": FORMAT,
             "host": socket.gethostname(),
@@ -194,19 +169,64 @@ class StagingSegment:
             "schema": schema.to_dict(),
             "profile": [profile.name, profile.quality, profile.subsampling],
             "images": [spec.name for spec in schema.images],
-            "fields": [[f, self._dtypes[f].str, schema.columns(f)] for f in schema.fields],
+            "fields": [[f, made._dtypes[f].str, schema.columns(f)] for f in schema.fields],
             "max_frames": layout.SHARD_FRAMES,
+            "source": source,
         }
-        self._journal = Journal(self._folder / JOURNAL, header)
-        self._episode_mark = self._journal.size
-        self._shards = {
-            spec.name: ShardWriter(self._folder / "images" / spec.name, layout.SHARD_FRAMES) for spec in schema.images
-        }
+        made._journal = Journal(made._folder / JOURNAL, header)
+        made._episode_mark = made._journal.size
+        return made
+
+    @classmethod
+    def salvaged(
+        cls, folder: Path, header: Mapping[str, Any], episodes: Sequence[JournalEpisode], *, torn: bool
+    ) -> StagingSegment:
+        """Take up a segment whose writer died, as far as its frames are whole; it is ready to be published.
+
+        Args:
+            folder: Its folder under ``staging/``.
+            header: Of its journal.
+            episodes: What its journal holds.
+            torn: Keep the whole steps of an episode that was not finished, with the tag ``torn`` and no success.
+        """
+        name, quality, subsampling = header["profile"]
+        profile = ImageProfile(name=name, quality=quality, subsampling=subsampling)
+        schema = StoreSchema.from_dict(header["schema"])
+        made = cls(folder, schema, profile, source=header.get("source", ""), fsync=True)
+        made._open_shards(int(header["max_frames"]))
+        for episode in episodes:
+            start, whole = made.frames, True
+            for step in episode.steps:
+                whole = all(shard.holds(step.places[image], made.frames) for image, shard in made._shards.items())
+                if not whole:
+                    break
+                for image, shard in made._shards.items():
+                    offset, length, checksum = step.places[image]
+                    end = shard.end(made.frames) if offset == MISSING else offset + length
+                    shard.note(offset, length, checksum, end)
+                made._rows.append(tuple(step.values[f] for f in schema.fields))
+                made.frames += 1
+            record = {**episode.about, "start": start, "length": made.frames - start, "success": episode.success}
+            if not (whole and episode.ended):
+                record |= {"success": None, "tags": [*dict.fromkeys([*episode.about["tags"], TORN])]}
+                if not torn:
+                    made._truncate(start)
+                    made.frames = start
+            if made.frames > start:
+                made.episodes.append(record)
+            if not whole:
+                break
+        return made
+
+    @property
+    def _log(self) -> Journal:
+        assert self._journal is not None, "a salvaged segment takes no more steps"
+        return self._journal
 
     def begin(self, episode: dict[str, Any]) -> None:
         """Note in the journal that an episode begins."""
-        self._episode_mark = self._journal.size
-        self._journal.append(b"B", dump_json(episode))
+        self._episode_mark = self._log.size
+        self._log.append(b"B", dump_json(episode))
 
     def append(self, images: Mapping[str, bytes | None], values: Mapping[str, np.ndarray]) -> None:
         """Append one step: encoded `images` by camera or map, None for one that is not there, and flat `values` by
@@ -214,7 +234,7 @@ class StagingSegment:
         row = tuple(np.array(values[f], self._dtypes[f]).reshape(-1) for f in self._schema.fields)
         try:
             places = b"".join(shard.append(images[camera]) for camera, shard in self._shards.items())
-            self._journal.append(b"S", places + b"".join(r.tobytes() for r in row))
+            self._log.append(b"S", places + b"".join(r.tobytes() for r in row))
         except BaseException:
             self._truncate(self.frames)
             raise
@@ -223,14 +243,14 @@ class StagingSegment:
 
     def end(self, episode: dict[str, Any]) -> None:
         """Add a finished episode, whose steps are the last ``episode["length"]`` ones."""
-        self._journal.append(b"E", dump_json({"success": episode["success"]}))
+        self._log.append(b"E", dump_json({"success": episode["success"]}))
         self.episodes.append(episode)
 
     def discard(self, start: int) -> None:
         """Forget every step from `start` on."""
         self._truncate(start)
         self.frames = start
-        self._journal.truncate(self._episode_mark)
+        self._log.truncate(self._episode_mark)
 
     def _truncate(self, frames: int) -> None:
         del self._rows[frames:]
@@ -295,7 +315,8 @@ class StagingSegment:
         """Close every file and let go of the journal's lock; the folder stays."""
         for shard in self._shards.values():
             shard.close()
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
 
     @property
     def folder(self) -> Path:

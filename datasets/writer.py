@@ -42,6 +42,8 @@ class EpisodeWriter:
             are written faster, and to fewer files, in larger groups.
         fsync: Force everything to the disk before a commit; off, a power cut may lose what a crash would not.
         source: Where the episodes come from, for the segment's record.
+        salvage: What of a writer that died is taken over: ``torn`` (the whole steps of its last episode too, with the
+            tag ``torn`` and no success), ``finished`` (episodes that were finished) or ``nothing``.
         checked: Refuse states and actions that are not finite, and a clock that does not run forward.
     """
 
@@ -54,6 +56,7 @@ class EpisodeWriter:
         episodes_per_segment: int = 1,
         fsync: bool = True,
         source: str = "",
+        salvage: str = "torn",
         checked: bool = True,
     ) -> None:
         if episodes_per_segment < 1:
@@ -69,7 +72,7 @@ class EpisodeWriter:
         self.committed = 0
         """Episodes committed by this writer."""
         with disk_errors(self._root):
-            recovery.recover(self._root)
+            recovery.recover(self._root, salvage)
 
     def begin(self, instruction: str | None, tags: Sequence[str] = (), meta: Mapping[str, Any] | None = None) -> str:
         """Begin an episode; return its id.
@@ -101,7 +104,7 @@ class EpisodeWriter:
         dump_json(episode)
         with disk_errors(self._root):
             if self._segment is None:
-                self._segment = StagingSegment(
+                self._segment = StagingSegment.new(
                     self._root, self._schema, self._profile, source=self._source, fsync=self._fsync
                 )
             self._segment.begin(episode)

@@ -63,7 +63,8 @@ def record(
     options = {"noise": noise, "noisy": noisy, "drop": drop, "stumble": stumble}
     source = make_source(env, options)
     store = _open_or_create(Path(out), source, overwrite)
-    EpisodeWriter(store).close()  # adopts what a killed writer finished, before we count what is there
+    # adopt what a killed writer was about to commit, before we count what is there; of a seed that broke off, nothing
+    EpisodeWriter(store, salvage="nothing").close()
     store = store.refresh()
     have = recorded_seeds(store, source.name)
     todo = [s for s in range(seed, seed + episodes) if s not in have]
@@ -180,7 +181,9 @@ def _worker(
     try:
         source = make_source(env, options)
         # Commits fall between seeds, never between the episodes of one: a seed is in the store whole or not at all.
-        with EpisodeWriter(EpisodeStore.open(out), episodes_per_segment=sys.maxsize, source=source.name) as writer:
+        with EpisodeWriter(
+            EpisodeStore.open(out), episodes_per_segment=sys.maxsize, source=source.name, salvage="nothing"
+        ) as writer:
             waiting = 0
             for seed in seeds:
                 if stop.is_set():
