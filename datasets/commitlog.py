@@ -8,6 +8,8 @@ holds at version `n` is the replay of entries 0..n:
 - ``add_episodes {segment, episodes: [{id, start, length, instruction, success, tags}]}``
 - ``remove_episode {id}``
 - ``edit {id, instruction?, success?, tags?}``
+- ``move_episodes {segment, episodes: [{id, start}]}``: the same steps, in another segment
+- ``drop_segments {ids}``: gone from the disk; no episode has steps there any more
 - ``set_stats {embodiment, stats}``
 
 Adding what is there already changes nothing, so that a repeated commit is harmless.
@@ -77,6 +79,12 @@ class LogState:
             self.episodes.remove(action["id"])
         elif kind == "edit":
             self.episodes.edit(action["id"], action)
+        elif kind == "move_episodes":
+            for episode in action["episodes"]:
+                self.episodes.move(episode["id"], action["segment"], episode["start"])
+        elif kind == "drop_segments":
+            for segment in action["ids"]:
+                self.segments.pop(segment, None)
         elif kind == "set_schema":
             self.schemas[action["schema"]["embodiment"]["name"]] = action["schema"]
         elif kind == "set_stats":
@@ -106,7 +114,12 @@ def _versions(root: Path, suffix: str) -> list[int]:
     return sorted(int(n[:20]) for n in names if n[20:] == suffix and n[:20].isdigit())
 
 
-def _read_entry(root: Path, version: int) -> list[dict[str, Any]]:
+def read_entry(root: Path, version: int) -> list[dict[str, Any]]:
+    """Return the actions of one entry.
+
+    Raises:
+        StoreError: An entry that is missing, torn, or does not fit its checksum.
+    """
     path = _entry_path(root, version)
     try:
         entry = json.loads(path.read_bytes())
@@ -149,14 +162,14 @@ def read_log(root: Path, version: int | None = None) -> LogState:
                 state = loaded
                 break
     for number in range(state.version + 1, version + 1):
-        state.apply(number, _read_entry(root, number))
+        state.apply(number, read_entry(root, number))
     return state
 
 
 def extend(root: Path, state: LogState) -> None:
     """Replay the entries that were added since `state` was read."""
     while _entry_path(root, state.version + 1).exists():
-        state.apply(state.version + 1, _read_entry(root, state.version + 1))
+        state.apply(state.version + 1, read_entry(root, state.version + 1))
 
 
 def commit(root: Path, actions: Sequence[dict[str, Any]], *, after: int, fsync: bool = True) -> int:

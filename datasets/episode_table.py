@@ -106,7 +106,13 @@ class EpisodeRecords:
 
     def edit(self, identity: str, changes: Mapping[str, Any]) -> None:
         """Change labels of an episode, if it is there."""
-        changes = {key: changes[key] for key in EDITABLE if key in changes}
+        self._change(identity, {key: changes[key] for key in EDITABLE if key in changes})
+
+    def move(self, identity: str, segment: str, start: int) -> None:
+        """Say that an episode now stands elsewhere, if it is there."""
+        self._change(identity, {"segment": segment, "start": start})
+
+    def _change(self, identity: str, changes: Mapping[str, Any]) -> None:
         if identity in self._added:
             self._added[identity] |= changes
         elif identity in self:
@@ -115,7 +121,7 @@ class EpisodeRecords:
     def table(self) -> EpisodeTable:
         """Everything as one table."""
         columns = self._base.columns
-        for name in EDITABLE:
+        for name in COLUMNS.names:
             changed = {row: edit[name] for row, edit in self._edited.items() if name in edit}
             if changed:
                 values = columns[name].to_pylist()

@@ -7,13 +7,15 @@ import os
 import resource
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import StoreError, did_you_mean
+from ..errors import BrachiumError, StoreError, did_you_mean
 from . import image
+from .image import ImageProfile, image_profile
 from .layout import KEY, crc32c, read_json, read_lowdim
 from .schema import StoreSchema
 
@@ -156,6 +158,17 @@ class SegmentReader:
             return StoreSchema.from_dict(self.attributes)
         except (KeyError, TypeError) as error:
             raise StoreError(f"damaged store: segment {self.path} lacks {error}") from error
+
+    @property
+    def profile(self) -> ImageProfile:
+        """How the cameras' frames were encoded (those that came as JPEG streams kept their own quality)."""
+        noted = self.attributes.get("profile")
+        try:
+            name, quality, subsampling = noted if isinstance(noted, list) else (noted, None, "")
+            known = image_profile(str(name))
+            return known if quality is None else replace(known, quality=quality, subsampling=subsampling)
+        except (BrachiumError, ValueError) as error:
+            raise StoreError(f"damaged store: segment {self.path} has the profile {noted!r}") from error
 
     def has(self, kind: str, name: str) -> bool:
         """Whether there is an array `name` of `kind`: ``images`` or ``lowdim``."""

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .store import EpisodeStore
+from collections.abc import Mapping
 
 
 def is_heldout(episode_id: str, fraction: float, seed: int) -> bool:
@@ -18,25 +12,12 @@ def is_heldout(episode_id: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest, "little") < fraction * 2.0**64
 
 
-def split_episodes(
-    store: EpisodeStore, fraction: float, seed: int, episodes: Sequence[int] | None = None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Split episodes (all by default) into training and held-out ones by a hash of their ids.
-
-    Each episode's side depends on its own id, `fraction` and `seed` alone: recording more never moves an old one. The
-    held-out share is `fraction` on average, so a small store may hold out none.
-
-    Returns:
-        (train_indices, heldout_indices), each in store order.
-
-    Raises:
-        ConfigError: A fraction outside [0, 1].
-    """
-    if not 0.0 <= fraction <= 1.0:
-        raise ConfigError(f"expected a held-out fraction from 0 to 1, got {fraction}")
-    chosen = range(len(store.episodes)) if episodes is None else episodes
-    train: list[int] = []
-    heldout: list[int] = []
-    for index in chosen:
-        (heldout if is_heldout(store.episodes[index].id, fraction, seed) else train).append(int(index))
-    return tuple(train), tuple(heldout)
+def side(key: str, shares: Mapping[str, float], seed: int) -> str:
+    """Which of `shares` (name -> share, summing to 1) a key falls to, by a keyed hash of it alone."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    place, edge = int.from_bytes(digest, "little") / 2.0**64, 0.0
+    for name, share in shares.items():
+        edge += share
+        if place < edge:
+            return name
+    return [name for name, share in shares.items() if share > 0][-1]

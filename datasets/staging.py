@@ -305,7 +305,7 @@ class StagingSegment:
             **self._schema.to_dict(),
             "digest": self._schema.embodiment.digest,
             "fps": self._schema.embodiment.control_hz,
-            "profile": self._profile.name,
+            "profile": [self._profile.name, self._profile.quality, self._profile.subsampling],
             "episode_ends": [e["start"] + e["length"] for e in self.episodes],
             "episodes": self.episodes,
             "source": self._source,

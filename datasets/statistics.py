@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpecMismatchError, StoreError, did_you_mean
+from .schema import PRESENT
 from .store import EpisodeStore
 
 
@@ -141,7 +142,8 @@ def field_statistics(parts: Sequence[np.ndarray]) -> FieldStatistics:
     moments = Moments.of(parts[0])
     for part in parts[1:]:
         moments = moments.merge(Moments.of(part))
-    q01, q99 = np.quantile(np.concatenate(parts).astype(np.float64), [0.01, 0.99], axis=0)
+    columns = [np.concatenate([part[:, k] for part in parts]).astype(np.float64) for k in range(parts[0].shape[1])]
+    q01, q99 = np.array([np.quantile(column, [0.01, 0.99]) for column in columns]).reshape(-1, 2).T
     return FieldStatistics(
         mean=moments.mean, std=moments.std, min=moments.min, max=moments.max, q01=q01, q99=q99, count=moments.count
     )
@@ -152,7 +154,7 @@ def compute_statistics(
     episodes: Sequence[int] | np.ndarray | None = None,
     fields: Sequence[str] = ("state", "action"),
 ) -> Statistics:
-    """Compute exact statistics of `fields` over `episodes` (all by default). Padding plays no part.
+    """Compute exact statistics of `fields` over `episodes` (all by default). Padding plays no part, nor do gaps.
 
     Raises:
         StoreError: No steps, or a value that is not finite; the message names field, dimension and episode.
@@ -164,9 +166,13 @@ def compute_statistics(
     found = {}
     for field in fields:
         everything = store.lowdim(field).reshape(-1, store.schema.columns(field))
+        there = None
+        if field in store.schema.optional:
+            there = store.lowdim(PRESENT)[:, store.schema.optional.index(field)]
         parts = []
         for index in chosen:
-            part = everything[store.offsets[index] : store.offsets[index + 1]]
+            rows = slice(store.offsets[index], store.offsets[index + 1])
+            part = everything[rows] if there is None else everything[rows][there[rows]]
             if not np.isfinite(part).all():
                 step, column = np.argwhere(~np.isfinite(part))[0]
                 raise StoreError(
@@ -175,5 +181,7 @@ def compute_statistics(
                 )
             if len(part):
                 parts.append(part)
+        if not parts:
+            raise StoreError(f"no step of {store.path} has {field!r}: there is nothing to take statistics of")
         found[field] = field_statistics(parts)
     return Statistics(fields=found)

@@ -36,7 +36,6 @@ from .layout import (
 from .reader import SegmentReader
 from .schema import StoreSchema
 from .segment_index import SegmentIndex
-from .split import split_episodes
 
 HOW_TO_MAKE = (
     "Make one with `brachium record out={path}` (demonstrations) or "
@@ -241,10 +240,40 @@ class EpisodeStore:
         """Instruction of each episode, in commit order; cheaper than ``store.episodes``."""
         return tuple(self._table.texts("instruction"))
 
+    @property
+    def segments(self) -> dict[str, dict[str, Any]]:
+        """Segment id -> what the log says of it: frames, digest, embodiment."""
+        mine = self.embodiments
+        return {s: dict(about) for s, about in self._state.segments.items() if about["embodiment"] in mine}
+
+    def segment(self, identity: str) -> SegmentReader:
+        """Open one segment.
+
+        Raises:
+            StoreError: A segment that is missing or damaged.
+        """
+        return SegmentReader(self._path / SEGMENTS / identity)
+
+    def raw_records(
+        self, episodes: Sequence[int] | np.ndarray
+    ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return what the log says of some episodes, and of their segments by id."""
+        records = [self._table.record(int(index)) for index in self._check_episodes(episodes)]
+        return records, {record["segment"]: self._state.segments[record["segment"]] for record in records}
+
+    def commit(self, actions: Sequence[dict[str, Any]]) -> EpisodeStore:
+        """Add one entry to the log, as `commitlog` describes them; return the store after it.
+
+        Raises:
+            DiskSpaceError: No space; nothing was added.
+        """
+        commitlog.commit(self._path, actions, after=self.version)
+        return self.refresh()
+
     def _meta(self, segment: str, episode: str) -> dict[str, Any]:
         with self._lock:
             if self._metas[0] != segment:
-                self._metas = segment, SegmentReader(self._path / SEGMENTS / segment).metas()
+                self._metas = segment, self.segment(segment).metas()
             return self._metas[1].get(episode, {})
 
     @property
@@ -267,48 +296,6 @@ class EpisodeStore:
         """32 hex digits that change when a schema, an episode or a label changes. Segments are immutable."""
         schemas = [self._state.schemas[name] for name in self.embodiments]
         return hashlib.sha256(dump_json([schemas, self._table.records()])).hexdigest()[:32]
-
-    def select(
-        self,
-        success: bool | None = None,
-        tags: Sequence[str] | None = None,
-        split: str | None = None,
-        *,
-        heldout: float = 0.1,
-        seed: int = 0,
-    ) -> tuple[int, ...]:
-        """Return the indices of the episodes that fit every condition given.
-
-        Args:
-            success: Only those labelled so.
-            tags: Only those that carry all of these.
-            split: ``train`` or ``heldout``, by `split_episodes` with `heldout` as fraction and `seed`.
-
-        Raises:
-            StoreError: No episode fits; the message says what is there.
-        """
-        chosen = [e for e in self.episodes if success is None or e.success is success]
-        if not chosen:
-            counts = {s: sum(e.success is s for e in self.episodes) for s in (True, False, None)}
-            raise StoreError(
-                f"store {self._path} has no episode with success={success}: {counts[True]} succeeded, "
-                f"{counts[False]} failed, {counts[None]} unlabelled"
-            )
-        if tags:
-            known = {t for e in self.episodes for t in e.tags}
-            chosen = [e for e in chosen if set(tags) <= set(e.tags)]
-            if not chosen:
-                hint = [did_you_mean(t, known) for t in tags if t not in known] if known else ["It has no tags."]
-                raise StoreError(f"store {self._path} has no such episode with tags {list(tags)}. {' '.join(hint)}")
-        indices = tuple(e.index for e in chosen)
-        if split is None:
-            return indices
-        if split not in ("train", "heldout"):
-            raise StoreError(f"no split {split!r}. {did_you_mean(split, ('train', 'heldout'))}")
-        indices = split_episodes(self, heldout, seed, indices)[split == "heldout"]
-        if not indices:
-            raise StoreError(f"the split {split!r} of {len(chosen)} episodes is empty: use another heldout= or seed=")
-        return indices
 
     def episode_frames(self, episodes: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return int64 global frame indices of `episodes` (all by default), one episode after another."""
@@ -437,6 +424,12 @@ class EpisodeStore:
         if found is None or found[1] != "jpeg":
             raise StoreError(f"frame {frame} of camera {camera!r} is not stored as JPEG")
         return found[0]
+
+    def encoded(self, camera: str, frame: int) -> bytes | None:
+        """Return the stored bytes of one global frame of a camera or map, however encoded; None where it is absent."""
+        self.schema.image(camera)
+        found = self._frames.encoded(camera, int(self._rows([frame])[0]))
+        return None if found is None else found[0]
 
     def _rows(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows in the index of global frames (n,)."""

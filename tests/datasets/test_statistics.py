@@ -1,6 +1,7 @@
 """Statistics against numpy on all the data, and normalizers against their inverse."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from brachium.datasets.normalize import MODES, Normalizer
-from brachium.datasets.split import split_episodes
+from brachium.datasets.split import is_heldout, side
 from brachium.datasets.statistics import FieldStatistics, Moments, Statistics, compute_statistics, field_statistics
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, SpecMismatchError, StoreError
 
-from .conftest import fill, make_schema, random_step
+from .conftest import make_schema, random_step
 
 ROWS = hnp.arrays(
     np.float32,
@@ -147,23 +148,15 @@ def test_normalizer_refusals():
             Normalizer(mode="min_max", statistics=stats).normalize(x)
 
 
-def test_split_is_stable_when_episodes_are_added(tmp_path):
-    store = EpisodeStore.create(tmp_path / "s", make_schema(size=(8, 8)))
-    fill(store, [1] * 60, episodes_per_segment=64)
-    store = store.refresh()
-    train, heldout = split_episodes(store, 0.3, seed=0)
-    assert sorted(train + heldout) == list(range(60))
-    assert 5 < len(heldout) < 35
-    fill(store, [1] * 20, seed=1, episodes_per_segment=64)
-    train_after, heldout_after = split_episodes(store.refresh(), 0.3, seed=0)
-    assert [i for i in train_after if i < 60] == list(train)
-    assert [i for i in heldout_after if i < 60] == list(heldout)
-    assert split_episodes(store, 0.3, seed=1) != (train, heldout)
-    assert split_episodes(store, 0.0, seed=0) == (tuple(range(60)), ())
-    assert split_episodes(store, 1.0, seed=0) == ((), tuple(range(60)))
-    assert split_episodes(store, 0.3, 0, [3, 4]) == (
-        tuple(i for i in (3, 4) if i in train),
-        tuple(i for i in (3, 4) if i in heldout),
-    )
-    with pytest.raises(ConfigError, match="from 0 to 1"):
-        split_episodes(store, 1.5, seed=0)
+def test_sides_are_stable_and_keep_their_shares():
+    keys = [f"episode {k}" for k in range(4000)]
+    shares = {"train": 0.7, "test": 0.3, "none": 0.0}
+    sides = {key: side(key, shares, seed=0) for key in keys}
+    assert {key: side(key, shares, seed=0) for key in reversed(keys)} == sides
+    counts = Counter(sides.values())
+    assert set(counts) == {"train", "test"}
+    assert abs(counts["test"] - 1200) < 4 * (4000 * 0.3 * 0.7) ** 0.5
+    assert [side(key, shares, seed=1) for key in keys] != list(sides.values())
+    for key in keys[:200]:  # the share that is named last is the held-out one of a fraction
+        assert is_heldout(key, 0.3, 5) == (side(key, {"heldout": 0.3, "train": 0.7}, 5) == "heldout")
+    assert {side(key, {"all": 1.0}, 0) for key in keys} == {"all"}

@@ -11,7 +11,6 @@ import zarr
 from brachium.datasets import commitlog, layout
 from brachium.datasets.image import PROFILES, image_profile
 from brachium.datasets.schema import StoreSchema
-from brachium.datasets.split import is_heldout
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, NotFoundError, SpecMismatchError, StoreError
@@ -168,31 +167,6 @@ def test_replaying_a_commit_twice_changes_nothing(filled):
         entry = json.loads((store.path / "_log" / f"{number:020d}.json").read_bytes())
         commitlog.commit(store.path, entry["actions"], after=store.version)
     assert store.refresh().episodes == store.episodes
-
-
-def test_select(filled):
-    store, _ = filled
-    assert store.select() == (0, 1, 2)
-    assert store.select(success=True) == (0,)
-    assert store.select(tags=["even"]) == (0, 2)
-    ids = [e.id for e in store.episodes]  # of the clock and of chance: look for a seed that parts them
-    seed = next(s for s in range(1000) if [is_heldout(i, 0.5, s) for i in ids] == [False, True, False])
-    assert store.select(split="train", heldout=0.5, seed=seed) == (0, 2)
-    assert store.select(split="heldout", heldout=0.5, seed=seed) == (1,)
-    assert store.select(success=True, split="train", heldout=0.5, seed=seed) == (0,)
-    with pytest.raises(StoreError, match="the split 'heldout' of 1 episodes is empty: use another heldout= or seed="):
-        store.select(success=True, split="heldout", heldout=0.5, seed=seed)
-    with pytest.raises(StoreError, match="Did you mean 'even'"):
-        store.select(tags=["evn"])
-    with pytest.raises(StoreError, match="Did you mean 'heldout'"):
-        store.select(split="held")
-
-
-def test_select_success_without_any(tmp_path):
-    store = EpisodeStore.create(tmp_path / "s", make_schema())
-    fill(store, (2, 2), successes=[False, None])
-    with pytest.raises(StoreError, match="0 succeeded, 1 failed, 1 unlabelled"):
-        store.refresh().select(success=True)
 
 
 def test_opening_what_is_not_there(tmp_path):
