@@ -15,6 +15,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("list", "list heads, backbones, embodiments, envs, and what outputs/ holds"),
     "record": ("record", "record demonstrations from an env's expert or from a robot into an episode store"),
     "inspect": ("inspect", "look into an episode store: features, lengths, statistics, pictures"),
+    "view": ("view", "look at episodes: pictures over time beside every signal, in rerun or on an HTML page"),
+    "stats": ("stats", "statistics of the fields of an episode store"),
+    "verify": ("verify", "read an episode store against its checksums"),
+    "edit": ("edit", "change instructions, success and tags of episodes, or remove episodes"),
+    "filter": ("filter", "make a store of the episodes that fit some conditions"),
+    "split": ("split", "split a store into several, for example for training and testing"),
+    "merge": ("merge", "make one store of several"),
+    "compact": ("compact", "join small segments of a store to large ones"),
+    "resize": ("resize", "make a store whose images have other sizes"),
     "convert": ("convert", "convert between brachium stores and LeRobot, RLDS, robomimic, Diffusion Policy data"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train": ("train", "train a backbone and an action head on episode stores"),
@@ -86,7 +95,7 @@ verbs
 {verbs}
 
   brachium VERB --help        the options of a verb, with their present values
-  brachium VERB --dry-run     compose and check everything, print the resolved config, touch nothing
+  brachium VERB --dry-run     compose and check everything, print what would be done, touch nothing
   brachium VERB -m key=1,2    run once for each value
   brachium completion bash    print a completion script (bash, zsh or fish)
   brachium --version

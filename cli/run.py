@@ -58,7 +58,9 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
         return 0
     jobs = sweep(typed.overrides) if "--multirun" in typed.flags else [typed.lines]
     plans = [plan(verb, config_name, composer, job) for job in jobs]  # every job is checked before the first one runs
-    if "--dry-run" in typed.flags:
+    if "--dry-run" in typed.flags and all("dry_run" in tree for tree in plans):
+        plans = [{**tree, "dry_run": True} for tree in plans]  # the verb itself says what it would do
+    elif "--dry-run" in typed.flags:
         for job, tree in zip(jobs, plans):
             if len(plans) > 1:
                 print(f"# {' '.join(job)}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..spec import FeatureSpec
+from .schema import PRESENT
 from .store import EpisodeStore
 
 SAMPLED_EPISODES = 24
 SATURATED_SHARE = 0.2
+GAP, JITTER = 2.5, 0.25
+"""In steps: what is longer is a gap; what deviates more is jitter."""
 DARK = 16
 """A frame whose brightest value is below this is called black; JPEG makes black a little noisy."""
 
@@ -20,16 +24,20 @@ def find_problems(store: EpisodeStore) -> list[str]:
     if not store.num_episodes:
         return ["the store is empty"]
     found = [*_labels(store), *_times(store)]
-    for field in (f for f in store.schema.fields if f != "timestamp"):
-        found += _values(field, store.schema.field(field), store.lowdim(field).reshape(-1, store.schema.columns(field)))
+    found += _duplicates(store)
+    for field in (f for f in store.schema.fields if f not in ("timestamp", PRESENT)):
+        values = store.lowdim(field).reshape(-1, store.schema.columns(field))
+        if field in store.schema.optional:
+            values = values[store.lowdim(PRESENT)[:, store.schema.optional.index(field)]]
+        found += _values(field, store.schema.field(field), values) if len(values) else [f"{field} is in no step"]
     for camera in store.embodiment.camera_names:
         found += _camera(store, camera)
     return found
 
 
-def sample_episodes(store: EpisodeStore, count: int) -> tuple[int, ...]:
-    """Return up to `count` episode indices, spread evenly over the store."""
-    spread = np.linspace(0, store.num_episodes - 1, min(count, store.num_episodes))
+def sample_episodes(total: int, count: int) -> tuple[int, ...]:
+    """Return up to `count` of the numbers from 0 to `total` - 1, spread evenly."""
+    spread = np.linspace(0, total - 1, min(count, total))
     return tuple(dict.fromkeys(int(i) for i in np.round(spread)))
 
 
@@ -45,16 +53,28 @@ def _labels(store: EpisodeStore) -> list[str]:
 
 
 def _times(store: EpisodeStore) -> list[str]:
-    found, backwards, rates = [], [], []
+    found, backwards, rates, gaps, jittery = [], [], [], [], []
     times, hz = store.lowdim("timestamp"), store.embodiment.control_hz
     for i in range(store.num_episodes):
         steps = np.diff(times[store.offsets[i] : store.offsets[i + 1]])
         if not (steps > 0).all():
             backwards.append(i)
         elif len(steps):
-            rates.append(1 / float(np.median(steps)))
+            period = float(np.median(steps))
+            rates.append(1 / period)
+            if steps.max() > GAP * period:
+                gaps.append(i)
+            if np.abs(steps - period)[steps <= GAP * period].max() > JITTER * period:
+                jittery.append(i)
     if backwards:
         found.append(f"timestamps do not increase in {len(backwards)} episodes: {_some(backwards)}")
+    if gaps:
+        found.append(f"{len(gaps)} episodes have gaps of more than {GAP:g} steps in time: {_some(gaps)}")
+    if jittery:
+        found.append(
+            f"the clock jitters by more than {100 * JITTER:.0f} % of a step in {len(jittery)} episodes: "
+            f"{_some(jittery)}"
+        )
     off = [r for r in rates if abs(r - hz) > 0.1 * hz]
     if off:
         found.append(
@@ -62,6 +82,25 @@ def _times(store: EpisodeStore) -> list[str]:
             f"{max(off):.3g} Hz"
         )
     return found
+
+
+def _duplicates(store: EpisodeStore) -> list[str]:
+    """Episodes with the same states, actions and words as an earlier one; still ones of a step or two do not count."""
+    state, action = store.lowdim("state"), store.lowdim("action")
+    seen: dict[bytes, int] = {}
+    found = []
+    for i in range(store.num_episodes):
+        rows = slice(store.offsets[i], store.offsets[i + 1])
+        if store.offsets[i + 1] - store.offsets[i] < 3:
+            continue
+        content = hashlib.sha256(state[rows].tobytes() + action[rows].tobytes() + store.instructions[i].encode())
+        if seen.setdefault(content.digest(), i) != i:
+            found.append(i)
+    return (
+        [f"{len(found)} episodes are the same as an earlier one, word for word and step for step: {_some(found)}"]
+        if found
+        else []
+    )
 
 
 def _values(field: str, spec: FeatureSpec, values: np.ndarray) -> list[str]:
@@ -96,7 +135,7 @@ def _values(field: str, spec: FeatureSpec, values: np.ndarray) -> list[str]:
 
 def _camera(store: EpisodeStore, camera: str) -> list[str]:
     """Black or frozen images, judged by the first, middle and last frame of some episodes."""
-    sampled = sample_episodes(store, SAMPLED_EPISODES)
+    sampled = sample_episodes(store.num_episodes, SAMPLED_EPISODES)
     black, frozen = [], []
     for i in sampled:
         first, last = int(store.offsets[i]), int(store.offsets[i + 1]) - 1

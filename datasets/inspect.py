@@ -49,7 +49,7 @@ def inspect_store(
     folder = Path(out) if out else Path("outputs") / "inspect" / opened.path.resolve().name
     files: dict[str, str] = {}
     if pictures and opened.num_episodes and opened.embodiment.cameras:
-        contact_sheet(opened, folder / "contact_sheet.png", sample_episodes(opened, pictures))
+        contact_sheet(opened, folder / "contact_sheet.png", sample_episodes(opened.num_episodes, pictures))
         files["contact_sheet"] = str(folder / "contact_sheet.png")
     sections = _sections(summary)
     for title, columns, rows in sections:

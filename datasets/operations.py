@@ -119,9 +119,9 @@ def split(
     *,
     store: str,
     out: str,
-    shares: Mapping[str, float],
-    by: str = "episode",
     where: Selection,
+    shares: Mapping[str, float] | None = None,
+    by: str = "episode",
     seed: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -131,7 +131,7 @@ def split(
     Args:
         store: Folder of the store.
         out: Folder for the new stores.
-        shares: Name -> share of the episodes, for example ``{train: 0.9, test: 0.1}``; they sum to 1.
+        shares: Name -> share of the episodes; they sum to 1. ``{train: 0.9, test: 0.1}`` by default.
         by: What stays together: each ``episode`` by itself, all of an ``instruction``, or all of a ``task``.
         where: Which episodes are split; all by default.
         seed: Another seed is another split.
@@ -141,6 +141,7 @@ def split(
     Raises:
         ConfigError: Shares that do not sum to 1.
     """
+    shares = {"train": 0.9, "test": 0.1} if shares is None else shares
     if not shares or min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6):
         raise ConfigError(
             f"expected shares that sum to 1, such as shares={{train: 0.9, test: 0.1}}, got {dict(shares)}"

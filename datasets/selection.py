@@ -53,6 +53,9 @@ class Selection:
         for key in ("tags", "without_tags", "episodes"):
             if isinstance(getattr(self, key), str):
                 raise ConfigError(f"expected {key} as a list, such as {key}=[{getattr(self, key)}]")
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, tuple(getattr(self, key)))
+        object.__setattr__(self, "steps", tuple(self.steps))
 
     @property
     def everything(self) -> bool:
