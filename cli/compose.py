@@ -204,7 +204,7 @@ def leaves(config: Any, prefix: str = "", *, nodes: bool = False) -> Iterator[tu
     for name, value in items:
         key = f"{prefix}{name!s}"
         if isinstance(value, (DictConfig, dict)) and not (isinstance(value, DictConfig) and value._is_none()):
-            if nodes:
+            if nodes or (not value and not str(name).startswith("_")):
                 yield key, value
             if not (isinstance(value, DictConfig) and (value._is_missing() or value._is_interpolation())):
                 yield from leaves(value, f"{key}.", nodes=nodes)

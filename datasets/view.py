@@ -24,7 +24,8 @@ from .store import EpisodeStore
 VIEWERS = ("auto", "html", "rerun")
 STRIP, TILE = 12, 112
 """Pictures of a strip, and the height of one [px]."""
-WIDTH, HEIGHT = 620, 150
+WIDTH, HEIGHT, CURVES = 440, 150, 16
+"""Size of a plot [px]; fields with more dimensions than curves are not drawn."""
 COLORS = ("#4361ee", "#e76f51", "#2a9d8f", "#9b5de5", "#f4a261", "#264653", "#d62828", "#6a994e")
 
 
@@ -121,8 +122,13 @@ def _block(store: EpisodeStore, number: int) -> str:
         values = np.asarray(episode.extras[field] if values is None else values, np.float64).reshape(info.length, -1)
         spec = store.schema.field(field)
         names = list(spec.names) if len(spec.names) == values.shape[1] else [str(k) for k in range(values.shape[1])]
-        if values.shape[1] <= 16:
-            plots.append(_plot(field, names, episode.timestamp, values))
+        units = list(spec.units) if len(spec.units) == values.shape[1] else [""] * values.shape[1]
+        if values.shape[1] > CURVES:
+            continue
+        for unit in dict.fromkeys(units):  # metres and a gripper's 0..1 would flatten each other
+            mine = [k for k, other in enumerate(units) if other == unit]
+            title = f"{field} [{unit}]" if unit not in ("", "1") else field
+            plots.append(_plot(title, [names[k] for k in mine], episode.timestamp, values[:, mine]))
     return "\n".join([*parts, f"<div class=plots>{''.join(plots)}</div>"])
 
 

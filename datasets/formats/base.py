@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,14 +35,14 @@ class ImportedEpisode:
 
     Attributes:
         instruction: What was to be done.
-        steps: Its steps.
+        steps: Its steps, gone through once; they may be read as they are asked for.
         success: Whether it was done; None when the data does not say.
         tags: Labels to select by.
         meta: Anything else worth keeping that JSON can hold.
     """
 
     instruction: str
-    steps: Sequence[ImportedStep]
+    steps: Iterable[ImportedStep]
     success: bool | None = None
     tags: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -51,9 +51,13 @@ class ImportedEpisode:
 class EpisodeImporter(Protocol):
     """Reads one foreign format. One file here and one YAML in ``conf/data/`` make a new one."""
 
-    @property
-    def embodiment(self) -> EmbodimentSpec:
-        """The robot whose episodes these are."""
+    def embodiment_of(self, source: Path) -> EmbodimentSpec:
+        """Return the robot whose episodes are in `source`.
+
+        Raises:
+            NotFoundError: Nothing there.
+            SpecMismatchError: Nobody says what its numbers mean; the message says what to write.
+        """
 
     def count(self, source: Path) -> int | None:
         """Return the number of episodes in `source` if that is cheap to know.
@@ -63,8 +67,8 @@ class EpisodeImporter(Protocol):
             StoreError: Something else is there.
         """
 
-    def read(self, source: Path) -> Iterator[ImportedEpisode]:
-        """Yield the episodes of `source`.
+    def read(self, source: Path, first: int = 0) -> Iterator[ImportedEpisode]:
+        """Yield the episodes of `source` from number `first` on, always in the same order.
 
         Raises:
             NotFoundError: Nothing there.

@@ -113,20 +113,28 @@ class RldsImporter:
                 f"expected a feature for each camera {list(self.embodiment.camera_names)}, got {sorted(self.images)}"
             )
 
+    def embodiment_of(self, source: Path) -> EmbodimentSpec:
+        """Return the embodiment that was given; RLDS says nothing of what numbers mean."""
+        return self.embodiment
+
     def count(self, source: Path) -> int | None:
         """Return the number of episodes that dataset_info.json states, or None."""
         self._folder(source)
         lengths = self._shard_lengths(source)
         return None if lengths is None else sum(lengths)
 
-    def read(self, source: Path) -> Iterator[ImportedEpisode]:
-        """Yield the episodes of `source` in file order, checking every checksum; see `EpisodeImporter.read`."""
+    def read(self, source: Path, first: int = 0) -> Iterator[ImportedEpisode]:
+        """Yield the episodes of `source` from `first` on, in file order, with every checksum checked."""
         features = read_features(self._folder(source) / "features.json")
         self._check(features, source)
         lengths = self._shard_lengths(source)
+        passed = 0
         for k, shard in enumerate(self._shards(source)):
             number = -1
             for number, record in enumerate(read_records(shard)):
+                passed += 1
+                if passed <= first:
+                    continue
                 yield self._episode(parse_example(record), features, f"{shard.name}, episode {number}")
             if lengths is not None and k < len(lengths) and number + 1 != lengths[k]:
                 raise StoreError(

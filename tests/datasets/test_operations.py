@@ -341,5 +341,6 @@ def test_view_shows_every_episode_and_escapes(tmp_path, capsys):
     assert page.count("&lt;b&gt;stack") == 2
     assert page.count("data:image/jpeg") == 2 * 2
     assert page.count("<polyline") == 2 * (3 + 2)
+    assert page.count("<figure>") == 2 * (2 + 2)  # metres apart from what has no unit
     for words, hint in ((["viewer=htm"], "Did you mean 'html'"), (["episodes=0"], "at least 1")):
         assert hint in run(capsys, "view", f"store={store.path}", *words, code=2)

@@ -190,7 +190,7 @@ def test_a_synthetic_data_set(tmp_path):
         ("do 0", True, ("toy",)),
         ("do 1", True, ("toy",)),
     ]
-    assert store.episodes[1].meta == {"file_path": "/somewhere"}
+    assert store.episodes[1].meta == {"file_path": "/somewhere", "source_index": 1}
     for camera, name in (("front", "cam"), ("wrist", "wrist")):
         streams = [s for r in records for s in r[f"steps/observation/{name}"]]
         assert [store.jpeg_bytes(camera, i) for i in range(8)] == streams
