@@ -136,7 +136,7 @@ def test_a_regular_datasets_package_wins_over_the_folder(root: Path, tmp_path: P
     """What `import datasets` finds in the root when another package of that name is installed."""
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "__init__.py").write_text("WHO = 'installed'")
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); import datasets; print(datasets.WHO)"
+    code = f"import sys; sys.path.insert(1, {str(tmp_path)!r}); import datasets; print(datasets.WHO)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "installed"
 
