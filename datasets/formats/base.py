@@ -70,6 +70,8 @@ class EpisodeImporter(Protocol):
     def read(self, source: Path, first: int = 0) -> Iterator[ImportedEpisode]:
         """Yield the episodes of `source` from number `first` on, always in the same order.
 
+        The steps of an episode are to be taken before the next episode: a file may be open meanwhile.
+
         Raises:
             NotFoundError: Nothing there.
             StoreError: Damaged data.
