@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class EpisodeInfo:
     instruction: str
     success: bool | None
     tags: tuple[str, ...]
-    meta: Mapping[str, Any]
+    meta: Mapping[str, Any] = field(compare=False)
 
 
 class LazyMeta(Mapping[str, Any]):

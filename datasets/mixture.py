@@ -107,6 +107,11 @@ class MixtureSampler:
         return np.concatenate(parts)
 
 
+def permutation(values: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+    """Where the permutation of ``range(size)`` that the numbers `key` choose sends `values`: int64 (n,)."""
+    return _permute(values, size, _key(*key))
+
+
 def _key(*numbers: int) -> np.ndarray:
     """Round keys: uint64 (_ROUNDS,)."""
     sequence = np.random.SeedSequence([n % (1 << 64) for n in numbers])

@@ -56,10 +56,14 @@ class SegmentIndex:
         root: Folder of the store.
         schema: What each segment must be readable as.
         segments: (id, number of steps) in log order.
+
+    Attributes:
+        keep: Keep every column in the cache, however small.
     """
 
     def __init__(self, root: Path, schema: StoreSchema, segments: Sequence[tuple[str, int]]) -> None:
         self.root, self.schema = root, schema
+        self.keep = False
         self.ids = tuple(segment for segment, _ in segments)
         self.starts = np.zeros(len(segments) + 1, np.int64)
         np.cumsum([frames for _, frames in segments], out=self.starts[1:])
@@ -131,7 +135,7 @@ class SegmentIndex:
                     arrays = {key: np.concatenate([arrays[key], *parts[key]]) for key in empty}
                     layouts += more
                     large = sum(a.nbytes for a in arrays.values()) > CACHE_BYTES or len(self.ids) > CACHE_SEGMENTS
-                    if large and not broken:
+                    if (large or self.keep) and not broken:
                         arrays = cache.save(arrays, layouts)
                 else:
                     broken = {}
@@ -206,7 +210,7 @@ class _ColumnCache:
 
     def save(self, arrays: Arrays, layouts: Sequence[str]) -> Arrays:
         """Keep a column in place of what was kept; returns it mapped, or as it is where nothing can be written."""
-        target = self.path / f"{len(layouts)}-{_digest(self.ids)[:8]}"
+        target = self.path / _column_name(self.ids)
         temporary = self.path / f".tmp-{ULID()}"
         try:
             temporary.mkdir(parents=True)
@@ -224,6 +228,15 @@ class _ColumnCache:
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             return arrays
+
+
+def column_files(ids: Sequence[str], arrays: Sequence[str]) -> list[str]:
+    """Files, below a column's folder, that keep it for just these segments."""
+    return [f"{_column_name(ids)}/{name}" for name in ("note.json", *(f"{key}.npy" for key in arrays))]
+
+
+def _column_name(ids: Sequence[str]) -> str:
+    return f"{len(ids)}-{_digest(ids)[:8]}"
 
 
 def _digest(ids: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ class EpisodeStore:
     def _numbers_of_segments(self) -> np.ndarray:
         """Each episode's segment as its number in the index: int64 (episodes,)."""
         codes, segments = self._table.coded("segment")
-        number = {segment: k for k, segment in enumerate(self._steps.ids)}
+        number = {segment: k for k, segment in enumerate(self.steps.ids)}
         found = np.array([number.get(segment, -1) for segment in segments], np.int64)[codes]
         if (found < 0).any():
             lost = segments[codes[int(np.argmin(found))]]
@@ -213,7 +213,8 @@ class EpisodeStore:
         return self._schema
 
     @property
-    def _steps(self) -> SegmentIndex:
+    def steps(self) -> SegmentIndex:
+        """Where every step lies in the segments."""
         self.schema  # noqa: B018 (says what is wrong, if there is none)
         assert self._index is not None
         return self._index
@@ -318,7 +319,7 @@ class EpisodeStore:
             return self.gather(field, self.episode_frames(episodes))
         with self._lock:
             if field not in self._gathered:
-                values = self._steps.lowdim(field).arrays["values"]
+                values = self.steps.lowdim(field).arrays["values"]
                 if len(values) == self.total_frames and not self._shift.any():
                     self._refuse_broken(field, np.arange(self.num_episodes))
                 else:
@@ -336,14 +337,14 @@ class EpisodeStore:
         """
         frames = np.asarray(frames, np.int64)
         episodes, _ = self.locate(frames.reshape(-1))
-        column = self._steps.lowdim(field)
+        column = self.steps.lowdim(field)
         if column.broken:
             self._refuse_broken(field, np.unique(episodes))
         rows = frames + self._shift[episodes].reshape(frames.shape)
         return np.asarray(column.arrays["values"][rows])
 
     def _refuse_broken(self, field: str, episodes: np.ndarray) -> None:
-        broken = self._steps.lowdim(field).broken
+        broken = self.steps.lowdim(field).broken
         lost = [int(i) for i in episodes if int(self._segment_of[i]) in broken]
         if lost:
             why = broken[int(self._segment_of[lost[0]])]
@@ -404,7 +405,7 @@ class EpisodeStore:
             (n, H, W, C), uint8 for a camera; `out` if it was given.
         """
         spec = self.schema.image(camera)
-        rows = self._rows(frame_indices)
+        rows = self.rows(frame_indices)
         shape, dtype = (len(rows), *spec.shape), np.dtype(spec.dtype)
         if out is None:
             out = np.empty(shape, dtype)
@@ -420,7 +421,7 @@ class EpisodeStore:
             StoreError: A frame that is stored raw or not at all.
         """
         self.schema.camera(camera)
-        found = self._frames.encoded(camera, int(self._rows([frame])[0]))
+        found = self._frames.encoded(camera, int(self.rows([frame])[0]))
         if found is None or found[1] != "jpeg":
             raise StoreError(f"frame {frame} of camera {camera!r} is not stored as JPEG")
         return found[0]
@@ -428,11 +429,11 @@ class EpisodeStore:
     def encoded(self, camera: str, frame: int) -> bytes | None:
         """Return the stored bytes of one global frame of a camera or map, however encoded; None where it is absent."""
         self.schema.image(camera)
-        found = self._frames.encoded(camera, int(self._rows([frame])[0]))
+        found = self._frames.encoded(camera, int(self.rows([frame])[0]))
         return None if found is None else found[0]
 
-    def _rows(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows in the index of global frames (n,)."""
+    def rows(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the rows in `steps` of global frames: int64 (n,)."""
         frames = np.asarray(frames, np.int64).reshape(-1)
         return frames + self._shift[self.locate(frames)[0]]
 

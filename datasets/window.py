@@ -99,9 +99,10 @@ class WindowDataset:
         for name in spec.offsets:
             if name not in used:
                 raise SpecMismatchError(f"offsets of {name!r}, which no window holds. {did_you_mean(name, used)}")
-        self._optional = {name: k for k, name in enumerate(store.schema.optional) if name in used}
+        self.optional = {name: k for k, name in enumerate(store.schema.optional) if name in used}
         self._last_present: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
+        self._episodes = range(store.num_episodes) if episodes is None else [int(i) for i in episodes]
         self._frames = store.episode_frames(episodes)
         if not len(self._frames):
             raise StoreError(f"store {store.path} has no steps to train on: record or convert some episodes first")
@@ -111,33 +112,36 @@ class WindowDataset:
     def __len__(self) -> int:
         return len(self._frames)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each episode in use, in order."""
+        return [int(self.store.offsets[i + 1] - self.store.offsets[i]) for i in self._episodes]
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, np.ndarray], Places]:
+        """Return the global frames of every camera and map in windows `indices`, int64 (b, t), and where they gap."""
+        places = self._places(indices)
+        return {name: places.of(name, self._past) for name in (*self.cameras, *self.spec.maps)}, places
+
+    @property
+    def _past(self) -> np.ndarray:
+        return np.arange(1 - self.spec.obs_horizon, 1)
+
+    def _places(self, indices: Sequence[int] | np.ndarray) -> Places:
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise StoreError(f"expected window indices from 0 to {len(self) - 1}, got {chosen.min()}..{chosen.max()}")
+        return Places(self, self._frames[chosen])
+
     def batch(self, indices: Sequence[int] | np.ndarray, images: bool = True) -> Batch:
         """Return the windows `indices` (b,); without images where a caller needs none, which is much faster.
 
         Raises:
             StoreError: An index outside the dataset.
         """
-        chosen = np.asarray(indices, np.int64).reshape(-1)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise StoreError(f"expected window indices from 0 to {len(self) - 1}, got {chosen.min()}..{chosen.max()}")
-        store, spec = self.store, self.spec
-        now = self._frames[chosen]
-        episode, _ = store.locate(now)
-        first, last = store.offsets[episode][:, None], store.offsets[episode + 1][:, None] - 1
-        pads: dict[str, np.ndarray] = {}
-        present: dict[str, np.ndarray] = {}
-
-        def steps(name: str, default: np.ndarray) -> np.ndarray:
-            """Frames (b, t) of field `name`; notes where they stand in for others, and which are there."""
-            frame = now[:, None] + np.array(spec.offsets.get(name, default), np.int64)
-            inside = np.clip(frame, first, last)
-            if name in spec.offsets:
-                pads[name] = frame != inside
-            if name in self._optional:
-                inside, present[name] = self._there(name, inside, first)
-            return inside
-
-        past, ahead = np.arange(1 - spec.obs_horizon, 1), np.arange(spec.action_horizon)
+        store, spec, places = self.store, self.spec, self._places(indices)
+        past, ahead = self._past, np.arange(spec.action_horizon)
+        now, episode, first, last = places.now, places.episode, places.first, places.last
+        steps, pads, present = places.of, places.pads, places.present
         state, action = steps("state", past), steps("action", ahead)
         shown = (*self.cameras, *spec.maps) if images else ()
         frame = now[:, None] + past
@@ -155,13 +159,13 @@ class WindowDataset:
             present=present,
         )
 
-    def _there(self, name: str, frame: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames to read an optional field from, and whether it is there; by `hold` from steps before."""
+    def there(self, name: str, frame: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return frames to read an optional field from, and whether it is there; by `hold` from steps before."""
         if not self.spec.hold:
-            return frame, self.store.gather(PRESENT, frame)[..., self._optional[name]]
+            return frame, self.store.gather(PRESENT, frame)[..., self.optional[name]]
         with self._lock:
             if name not in self._last_present:
-                there = self.store.lowdim(PRESENT)[:, self._optional[name]]
+                there = self.store.lowdim(PRESENT)[:, self.optional[name]]
                 numbers = np.where(there, np.arange(len(there), dtype=np.int64), -1)
                 self._last_present[name] = np.maximum.accumulate(numbers)
         found = self._last_present[name][frame]
@@ -170,3 +174,35 @@ class WindowDataset:
     def _decode(self, name: str, frame: np.ndarray) -> np.ndarray:
         decoded = self.store.read_images(name, frame.reshape(-1), threads=self._threads)
         return decoded.reshape(*frame.shape, *decoded.shape[1:])
+
+
+class Places:
+    """Which frames the fields of some windows take.
+
+    Attributes:
+        now: Present frame of each window, int64 (b,).
+        episode: Its episode, int64 (b,).
+        first: First frame of the episode, int64 (b, 1).
+        last: Its last frame, int64 (b, 1).
+        pads: Field with offsets of its own -> bool (b, t): stands in for one outside the episode.
+        present: Optional field -> bool (b, t).
+    """
+
+    def __init__(self, windows: WindowDataset, now: np.ndarray) -> None:
+        self._windows, self.now = windows, now
+        store = windows.store
+        self.episode, _ = store.locate(now)
+        self.first, self.last = store.offsets[self.episode][:, None], store.offsets[self.episode + 1][:, None] - 1
+        self.pads: dict[str, np.ndarray] = {}
+        self.present: dict[str, np.ndarray] = {}
+
+    def of(self, name: str, default: np.ndarray) -> np.ndarray:
+        """Frames (b, t) of field `name`; notes where they stand in for others, and which are there."""
+        windows = self._windows
+        frame = self.now[:, None] + np.array(windows.spec.offsets.get(name, default), np.int64)
+        inside = np.clip(frame, self.first, self.last)
+        if name in windows.spec.offsets:
+            self.pads[name] = frame != inside
+        if name in windows.optional:
+            inside, self.present[name] = windows.there(name, inside, self.first)
+        return inside
