@@ -131,6 +131,7 @@ def test_what_is_streamed_is_what_is_there(store, memory, address, tmp_path, whe
     assert remote.store.episodes == store.episodes
     assert remote.store.fingerprint == store.fingerprint
     windows = WindowDataset(store, SPEC)
+    seen: Counter = Counter()
     with BlockStreamer(remote, SPEC, batch_size=17, block=8, buffer=40, in_flight=3) as stream:
         for _ in range(2 * len(windows) // 17):
             seen.update(check(next(stream), windows, store))
