@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "resize": ("resize", "make a store whose images have other sizes"),
     "convert": ("convert", "foreign episode data (RLDS, LeRobot) into an episode store"),
     "export": ("export", "an episode store into a foreign format (LeRobot)"),
+    "push": ("push", "copy an episode store to S3, GCS, Azure or the Hugging Face Hub"),
+    "pull": ("pull", "copy an episode store from there"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train": ("train", "train a backbone and an action head on episode stores"),
     "eval": ("eval", "run a policy in closed loop and count successes"),

@@ -6,6 +6,7 @@ where they are; `streamer.BlockStreamer` reads them in blocks.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ import numpy as np
 from ..errors import NotFoundError, StoreError
 from .commitlog import CHECKPOINT_EVERY
 from .layout import CACHE, LOG, SEGMENTS, STAGING
+from .reader import SegmentReader
 from .segment_index import ABSENT, column_files
 from .store import EpisodeStore
 
@@ -201,8 +203,6 @@ class RemoteStore:
 
     def _fetch_footer(self, path: str, array: Path) -> None:
         """A file of the shard's size that holds its index and nothing else."""
-        import json
-
         import obstore
 
         target = self.local / path
@@ -221,6 +221,19 @@ class RemoteStore:
             file.seek(size - len(data))
             file.write(data)
         temporary.replace(target)
+
+    def pull_segment(self, segment: str) -> None:
+        """Copy every file of a segment into the skeleton."""
+        base = f"{SEGMENTS}/{segment}"
+        self.fetch(f"{base}/zarr.json")
+        schema = SegmentReader(self.local / base).schema
+        arrays = [f"{base}/lowdim/{field}" for field in schema.fields]
+        pictures = [f"{base}/images/{spec.name}" for spec in schema.images]
+        groups = [f"{base}/{kind}" for kind in ("lowdim", "images")]
+        self.fetch_all(f"{path}/zarr.json" for path in (*groups, *arrays, *pictures))
+        chunks = [f"{path}/c/{k}/0" for path in arrays for k in range(_chunks(self.local / path))]
+        chunks += [f"{path}/c/{k}/0/0/0" for path in pictures for k in range(_chunks(self.local / path))]
+        self.fetch_all(chunks)
 
     def frames(self, part: EpisodeStore, image: str, rows: np.ndarray) -> dict[int, np.ndarray]:
         """Get the stored bytes of frames, row -> uint8 (n,) with their crc; one request for each shard they lie in."""
@@ -252,8 +265,6 @@ class RemoteStore:
 
 def _chunks(array: Path) -> int:
     """Number of chunks (or shards) along the first axis of the array in a folder; 0 where there is none."""
-    import json
-
     try:
         meta = json.loads((array / "zarr.json").read_bytes())
         return -(-int(meta["shape"][0]) // int(meta["chunk_grid"]["configuration"]["chunk_shape"][0]))

@@ -1,5 +1,9 @@
 """Small stores of random episodes, made through the public API."""
 
+import http.server
+import threading
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -63,3 +67,58 @@ def filled(tmp_path, schema):
     store = EpisodeStore.create(tmp_path / "store", schema)
     given = fill(store, (4, 1, 6), successes=[True, False, None], profile="raw", episodes_per_segment=2)
     return store.refresh(), given
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files with byte ranges, as object stores serve them; may fail some requests."""
+
+    protocol_version = "HTTP/1.1"
+    failing = 0
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        cls = type(self)
+        if cls.failing > 0:
+            cls.failing -= 1
+            self.send_error(503)
+            return
+        path = self.translate_path(self.path)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError:
+            self.send_error(404)
+            return
+        total, wanted = len(data), self.headers.get("Range")
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            start, _, stop = wanted.removeprefix("bytes=").partition("-")
+            first = int(start) if start else max(0, total - int(stop))
+            last = min(int(stop) if start and stop else total - 1, total - 1)
+            data = data[first : last + 1]
+            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@contextmanager
+def serve(folder):
+    """Serve a folder over HTTP; gives its address, and the handler's class, whose `failing` may be set."""
+    handler = type("Here", (Handler,), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a, **k: handler(*a, directory=str(folder), **k))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    server.shutdown()
+    thread.join()

@@ -1,7 +1,5 @@
 """A store on an object store: what comes is what is there, in few requests, in a fixed order, through failures."""
 
-import http.server
-import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -17,7 +15,7 @@ from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, NotFoundError, StoreError
 from brachium.spec import FeatureSpec
 
-from .conftest import make_schema, random_step
+from .conftest import make_schema, random_step, serve
 
 obstore = pytest.importorskip("obstore", reason="type: uv pip install obstore")
 LENGTHS = (40, 3, 25, 17, 33, 1)
@@ -41,60 +39,10 @@ def store(tmp_path_factory):
     return store.refresh()
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files with byte ranges, as object stores serve them; may fail some requests."""
-
-    protocol_version = "HTTP/1.1"
-    failing = 0
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        cls = type(self)
-        if cls.failing > 0:
-            cls.failing -= 1
-            self.send_error(503)
-            return
-        path = self.translate_path(self.path)
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError:
-            self.send_error(404)
-            return
-        total, wanted = len(data), self.headers.get("Range")
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            start, _, stop = wanted.removeprefix("bytes=").partition("-")
-            first = int(start) if start else max(0, total - int(stop))
-            last = min(int(stop) if start and stop else total - 1, total - 1)
-            data = data[first : last + 1]
-            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
 @pytest.fixture(scope="module")
 def address(store):
-    handler = type("Here", (Handler,), {})
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *a, **k: handler(*a, directory=str(store.path), **k)
-    )
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", handler
-    server.shutdown()
-    thread.join()
+    with serve(store.path) as found:
+        yield found
 
 
 @pytest.fixture
