@@ -36,7 +36,8 @@ def inspect_store(
         html: Also write everything as one HTML page.
 
     Returns:
-        The same as numbers: episodes, frames, hours, lengths, counts, fields, bytes, warnings, files.
+        The same as numbers: episodes, frames, hours, lengths, counts, fields, bytes, warnings, files; of a store with
+        several embodiments ``{"store": path, "embodiments": {name: these}}``.
 
     Raises:
         NotFoundError: No store there.
@@ -45,8 +46,16 @@ def inspect_store(
     if pictures < 0:
         raise ConfigError(f"expected pictures of at least 0, got {pictures}")
     opened = EpisodeStore.open(store, version)
-    summary = summarize(opened)
     folder = Path(out) if out else Path("outputs") / "inspect" / opened.path.resolve().name
+    if len(opened.embodiments) == 1:
+        return _inspect_part(opened, folder, pictures, html)
+    found = {name: _inspect_part(opened.of(name), folder / name, pictures, html) for name in opened.embodiments}
+    return {"store": str(opened.path), "embodiments": found}
+
+
+def _inspect_part(opened: EpisodeStore, folder: Path, pictures: int, html: bool) -> dict[str, Any]:
+    """Print and draw the episodes of one embodiment."""
+    summary = summarize(opened)
     files: dict[str, str] = {}
     if pictures and opened.num_episodes and opened.embodiment.cameras:
         contact_sheet(opened, folder / "contact_sheet.png", sample_episodes(opened.num_episodes, pictures))
@@ -83,6 +92,7 @@ def summarize(store: EpisodeStore) -> dict[str, Any]:
         "tasks": dict(Counter(str(e.meta.get("task", "")) for e in store.episodes).most_common()),
         "instructions": dict(Counter(e.instruction for e in store.episodes).most_common()),
         "cameras": {c.name: list(c.shape) for c in store.embodiment.cameras},
+        "maps": {m.name: [*m.shape, m.dtype] for m in store.schema.maps},
         "fields": [row for field in store.schema.fields for row in _field(store, field)],
         "warnings": find_problems(store),
     }
@@ -127,9 +137,11 @@ def _sections(summary: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
         ["success", "  ".join(f"{k}: {v}" for k, v in summary["success"].items() if v).replace("None", "unlabelled")],
         ["steps an episode", "  ".join(f"{name} {value:g}" for name, value in summary["lengths"].items())],
         ["cameras", "  ".join(f"{n} {h}x{w}" for n, (h, w, _) in summary["cameras"].items())],
+        ["maps", "  ".join(f"{n} {h}x{w} {dtype}" for n, (h, w, _, dtype) in summary["maps"].items())],
         ["robot", f"{summary['robot']}  (embodiment {summary['embodiment']})"],
         ["on disk", f"{human_bytes(summary['bytes'])}  version {summary['version']}  {summary['fingerprint']}"],
     ]
+    overview = [row for row in overview if row[1]]
     fields = []
     for r in summary["fields"]:
         measured = [_number(r[key]) for key in ("min", "mean", "max", "std")]

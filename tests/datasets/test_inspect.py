@@ -1,6 +1,7 @@
 """What inspect reports, and the problems it must find."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from PIL import Image
 
 from brachium.datasets.health import find_problems
 from brachium.datasets.inspect import inspect_store
+from brachium.datasets.schema import StoreSchema
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, NotFoundError
+from brachium.spec import FeatureSpec
 
-from .conftest import fill, make_schema, random_step
+from .conftest import fill, make_embodiment, make_schema, random_step
 
 
 def test_summary_and_files(filled, tmp_path, capsys):
@@ -117,3 +120,49 @@ def test_many_instructions_are_summed_up(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "... 11 more" in printed
     assert "(none)" in printed
+
+
+def test_each_embodiment_by_itself(tmp_path, capsys):
+    first = make_schema(size=(8, 8))
+    store = EpisodeStore.create(tmp_path / "s", first)
+    fill(store, (3, 4))
+    depth = FeatureSpec(name="depth", shape=(4, 6, 1), dtype="uint16")
+    other = StoreSchema(
+        embodiment=replace(make_embodiment(cameras=("top",), size=(8, 8)), name="other_arm"),
+        maps=(depth,),
+        optional=("depth",),
+    )
+    part = store.set_schema(other)
+    with EpisodeWriter(part, fsync=False) as writer:
+        writer.begin("look")
+        for t in range(4):
+            step = random_step(other, np.random.default_rng(t))
+            if t == 2:
+                step["images"]["depth"] = np.ones((4, 6, 1), np.uint16)
+            writer.step(**step)
+        writer.end(True)
+    found = inspect_store(store=str(store.path), out=str(tmp_path / "o"))["embodiments"]
+    assert {name: one["episodes"] for name, one in found.items()} == {"tiny_arm": 2, "other_arm": 1}
+    assert found["other_arm"]["maps"] == {"depth": [4, 6, 1, "uint16"]}
+    [share] = [row["mean"] for row in found["other_arm"]["fields"] if row["field"] == "present"]
+    assert share == 0.25
+    assert (tmp_path / "o" / "other_arm" / "contact_sheet.png").exists()
+    assert "depth 4x6 uint16" in capsys.readouterr().out
+
+
+def test_gaps_jitter_and_copies_are_found(tmp_path):
+    store = EpisodeStore.create(tmp_path / "s", make_schema(cameras=()))
+    rng = np.random.default_rng(0)
+    steps = [random_step(store.schema, rng) for _ in range(12)]
+    even = np.arange(12) / 10
+    clocks = {"even": even, "gap": even + 0.7 * (np.arange(12) > 5), "jitter": even + 0.06 * (np.arange(12) % 2)}
+    with EpisodeWriter(store, fsync=False) as writer:
+        for name, clock in (*clocks.items(), ("even", even)):
+            writer.begin(name)
+            for step, time in zip(steps, clock):
+                writer.step(**step, timestamp=float(time))
+            writer.end(True)
+    found = "\n".join(find_problems(store.refresh()))
+    assert "1 episodes have gaps of more than 2.5 steps in time: episodes 1" in found
+    assert "jitters by more than 25 % of a step in 1 episodes: episodes 2" in found
+    assert "1 episodes are the same as an earlier one, word for word and step for step: episodes 3" in found
