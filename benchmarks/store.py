@@ -129,6 +129,13 @@ def readers(store: EpisodeStore, size: int) -> dict[str, Reader]:
         for first in range(0, len(chosen), 64):
             windows.batch(chosen[first : first + 64])
 
+    ring = {n: np.empty(*about) for n, about in windows.buffers(64).items()}
+
+    def reused(chosen: np.ndarray) -> None:
+        for first in range(0, len(chosen), 64):
+            some = chosen[first : first + 64]
+            windows.batch(some, out={n: a[: len(some)] for n, a in ring.items()})
+
     segments = [zarr.open_group(store.path / "segments" / e.segment, mode="r") for e in store.episodes]
     arrays = [
         {**{c: g[f"images/{c}"] for c in cameras}, "state": g["lowdim/state"], "action": g["lowdim/action"]}
@@ -155,7 +162,7 @@ def readers(store: EpisodeStore, size: int) -> dict[str, Reader]:
             group["obs/state"][step]
             group["actions"][step : step + CHUNK]
 
-    found = {"decode from memory": limit, "ours": single, "ours, batches of 64": batches}
+    found = {"decode from memory": limit, "ours": reused, "ours, fresh memory": batches, "ours, one by one": single}
     found |= {"zarr-python, same files": zarr_python, "HDF5, uncompressed": plain_hdf5}
     return found | {f"LeRobot video, {b}": items(lerobot(size, b)) for b in backends()}
 
@@ -245,7 +252,8 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
     """Shuffled batches of 64, normalised, as float32 tensors: two threads of ours, two processes of LeRobot."""
     import torch
 
-    from brachium.datasets.loader import BatchLoader
+    from brachium.datasets.batch import Batch
+    from brachium.datasets.batch_reader import BatchReader
     from brachium.datasets.normalize import Normalizer
     from brachium.datasets.sampler import ShuffledSampler
     from brachium.datasets.statistics import compute_statistics
@@ -257,16 +265,15 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
     scale = {f: Normalizer(mode="mean_std", statistics=stats[f]) for f in ("state", "action")}
     sampler = ShuffledSampler(len(windows), 64, 0)
 
-    def make(step: int) -> list[Any]:
-        batch = windows.batch(sampler.batch(step))
+    def make(batch: Batch) -> list[Any]:
         arrays = [scale["state"].normalize(batch.state), scale["action"].normalize(batch.action)]
         pictures = [torch.from_numpy(i).float().div_(255).sub_(0.5).div_(0.25) for i in batch.images.values()]
         return [*map(torch.from_numpy, arrays), *pictures]
 
     def ours(count: int) -> None:
-        with BatchLoader(make, 0, count, threads=2) as batches:
-            for _ in batches:
-                pass
+        with BatchReader(windows, sampler.batch, steps=count, threads=2) as batches:
+            for batch in batches:
+                make(batch)
 
     dataset = lerobot(size, backends()[0])
     theirs = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)

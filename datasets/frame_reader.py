@@ -44,23 +44,27 @@ class FrameReader:
         lengths = column.arrays["length"][rows].tolist()
         layouts = column.arrays["layout"][segments].tolist()
         numbers = segments.tolist()
-        absent = int(ABSENT)
+        absent, kinds, broken = int(ABSENT), column.kinds, column.broken
+        shards: dict[tuple[int, int], np.ndarray] = {}  # a batch comes back to the same ones
 
         def work(part: range) -> None:
             for k in part:
                 number, step, length = numbers[k], steps[k], lengths[k]
-                code, shard = layouts[k]
-                if number in column.broken:
-                    raise StoreError(f"{column.broken[number]} ({self._explain(int(rows[k]))})")
+                code, frames = layouts[k]
+                if number in broken:
+                    raise StoreError(f"{broken[number]} ({self._explain(int(rows[k]))})")
                 if length == absent:
                     out[k] = 0
                     continue
-                folder = self._folder(number, name)
+                place = number, step // frames
                 try:
-                    data = checked_frame(self.files.get(shard_path(folder, step // shard)), offsets[k], length)
-                    decode_into(data, out[k], column.kinds[code])
+                    mapped = shards.get(place)
+                    if mapped is None:
+                        path = shard_path(self._folder(number, name), step // frames)
+                        mapped = shards[place] = self.files.get(path)
+                    decode_into(checked_frame(mapped, offsets[k], length), out[k], kinds[code])
                 except StoreError as error:
-                    raise StoreError(self._damaged(error, folder, step, int(rows[k]))) from error
+                    raise StoreError(self._damaged(error, self._folder(number, name), step, int(rows[k]))) from error
 
         count = len(steps)
         if threads <= 1 or count < 2 * threads:

@@ -122,12 +122,12 @@ def decode_into(data: np.ndarray, out: np.ndarray, kind: str) -> None:
         return
     if kind == "zstd":
         try:
-            data = np.frombuffer(zstd.decompress(np.ascontiguousarray(data)), np.uint8)
+            data = np.frombuffer(zstd.decompress(data), np.uint8)
         except RuntimeError as error:
             raise StoreError(f"no decodable zstd frame: {error}") from error
     if data.nbytes != out.nbytes:
         raise StoreError(f"expected {out.nbytes} bytes, got {data.nbytes}")
-    out[...] = data.view(out.dtype.newbyteorder("<")).reshape(out.shape)
+    out[...] = np.frombuffer(data, out.dtype.newbyteorder("<")).reshape(out.shape)
 
 
 def decoder(codecs: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import resource
+import struct
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -18,6 +19,8 @@ from . import image
 from .image import ImageProfile, image_profile
 from .layout import KEY, crc32c, read_json, read_lowdim
 from .schema import StoreSchema
+
+_CRC = struct.Struct("<I")
 
 
 def _default_open_files() -> int:
@@ -124,10 +127,11 @@ def checked_frame(mapped: np.ndarray, offset: int, length: int) -> np.ndarray:
     Raises:
         StoreError: Bytes that are not there, or do not fit their crc.
     """
-    data = mapped[offset : offset + length]
-    if len(data) != length or length < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:].tobytes(), "little"):
+    end = offset + length - 4
+    data = mapped[offset:end]
+    if end < offset or end + 4 > len(mapped) or crc32c(data) != _CRC.unpack_from(mapped, end)[0]:
         raise StoreError("does not fit its checksum")
-    return data[:-4]
+    return data
 
 
 class SegmentReader:

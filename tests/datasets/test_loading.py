@@ -2,15 +2,23 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brachium.datasets.batch_reader import BatchReader
 from brachium.datasets.loader import BatchLoader
 from brachium.datasets.sampler import ShuffledSampler
-from brachium.errors import ConfigError
+from brachium.datasets.store import EpisodeStore
+from brachium.datasets.window import WindowDataset, WindowSpec
+from brachium.datasets.writer import EpisodeWriter
+from brachium.errors import ConfigError, SpecMismatchError
+from brachium.spec import FeatureSpec
+
+from .conftest import make_schema, random_step
 
 
 @settings(max_examples=50, deadline=None)
@@ -124,3 +132,36 @@ def test_loader_refusals():
     for bad in ({"threads": 0}, {"prefetch": 0}, {"start_step": -1}, {"num_steps": -1}):
         with pytest.raises(ConfigError):
             BatchLoader(**{"fn": int, "start_step": 0, "num_steps": 1, **bad})
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (2, 3), (3, 1)])
+def test_batches_in_buffers_that_are_used_again(tmp_path, threads, prefetch):
+    depth = FeatureSpec(name="depth", shape=(4, 4, 1), dtype="uint16")
+    schema = replace(make_schema(size=(8, 8)), maps=(depth,))
+    store = EpisodeStore.create(tmp_path / "s", schema)
+    rng = np.random.default_rng(0)
+    with EpisodeWriter(store, fsync=False) as writer:
+        writer.begin("x")
+        for _ in range(23):
+            step = random_step(schema, rng)
+            step["images"]["depth"] = rng.integers(0, 99, (4, 4, 1), dtype=np.uint16)
+            writer.step(**step)
+        writer.end(True)
+    spec = WindowSpec(obs_horizon=2, maps=("depth",), offsets={"wrist": (0,)})
+    windows = WindowDataset(store.refresh(), spec)
+    sampler = ShuffledSampler(len(windows), 5, seed=0)
+    addresses = set()
+    with BatchReader(windows, sampler.batch, start=3, steps=20, threads=threads, prefetch=prefetch) as reader:
+        for step, batch in enumerate(reader, start=3):
+            wanted = windows.batch(sampler.batch(step))
+            np.testing.assert_array_equal(batch.frame, wanted.frame)
+            for name, value in wanted.images.items():
+                np.testing.assert_array_equal(batch.images[name], value)
+            addresses.add(batch.images["front"].ctypes.data)
+    assert step == 22
+    assert len(addresses) == max(threads, prefetch) + 1
+    assert reader.wait_s >= 0
+    with pytest.raises(ConfigError, match="at least 1"):
+        BatchReader(windows, sampler.batch, threads=0)
+    with pytest.raises(SpecMismatchError, match="out: expected"):
+        windows.batch([0, 1], out={name: np.empty(*about) for name, about in windows.buffers(1).items()})
