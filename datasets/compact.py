@@ -76,8 +76,9 @@ def resize(
     Args:
         store: Folder of the store; ``PATH@EMBODIMENT`` where it holds several.
         out: Folder of the new store.
-        sizes: Camera or map -> [height, width]; ``all`` stands for those that are not named.
-        profile: Encoding of the new images: jpeg, jpeg95-444 or raw.
+        sizes: Camera or map -> [height, width]; ``all`` stands for those that are not named. ``{}`` keeps all sizes, to
+            encode anew.
+        profile: Encoding of the new images: jpeg, jpeg95-444, raw, or video (for archives).
         quality: Another JPEG quality.
         overwrite: Replace a store at `out`.
         dry_run: Show what would be made, and make nothing.
@@ -144,6 +145,8 @@ def _groups(store: EpisodeStore, enough: float) -> list[list[int]]:
         if episode.segment in full and sizes[episode.segment] >= enough:
             continue
         mine = store.segment(episode.segment).profile
+        if mine.group > 1:  # groups of a video cannot be cut without encoding them again
+            continue
         if not groups or size >= enough or mine != codec:
             groups.append([])
             size, codec = 0.0, mine
@@ -209,8 +212,6 @@ def _resized(schema: StoreSchema, sizes: Mapping[str, Sequence[int]]) -> StoreSc
             schema.image(name)
         if len(size) != 2 or min(size) < 1:
             raise ConfigError(f"expected sizes as CAMERA: [height, width], got {name}: {list(size)}")
-    if not sizes:
-        raise ConfigError("expected sizes={CAMERA: [height, width]}, or sizes={all: [height, width]}")
 
     def new(spec: Any) -> Any:
         size = named.get(spec.name, sizes.get("all"))

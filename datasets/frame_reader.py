@@ -62,7 +62,7 @@ class FrameReader:
                     if mapped is None:
                         path = shard_path(self._folder(number, name), step // frames)
                         mapped = shards[place] = self.files.get(path)
-                    decode_into(checked_frame(mapped, offsets[k], length), out[k], kinds[code])
+                    decode_into(checked_frame(mapped, offsets[k], length), out[k], kinds[code], step)
                 except StoreError as error:
                     raise StoreError(self._damaged(error, self._folder(number, name), step, int(rows[k]))) from error
 

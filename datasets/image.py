@@ -22,7 +22,9 @@ from .layout import bytes_codec, crc32c
 
 MISSING = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 ZSTD_LEVEL = 3
-KINDS = {("imagecodecs_jpeg",): "jpeg", ("bytes",): "raw", ("bytes", "zstd"): "zstd"}
+VIDEO_CODEC, VIDEO_GROUP, VIDEO_CRF = "brachium.h264", 16, 20
+"""Codec, frames a chunk and quality of the profile `video`."""
+KINDS = {("imagecodecs_jpeg",): "jpeg", ("bytes",): "raw", ("bytes", "zstd"): "zstd", (VIDEO_CODEC,): "video"}
 """Names of zarr codecs -> how a frame is decoded here."""
 
 
@@ -34,11 +36,18 @@ class ImageProfile:
         name: Key in `PROFILES`.
         quality: JPEG quality, 1 to 100; 0 for frames without loss.
         subsampling: JPEG chroma subsampling, ``420`` or ``444``; empty for frames without loss.
+
+    Frames of the profile `video` are recorded as JPEG and made a video at the commit: a crash finds whole frames.
     """
 
     name: str
     quality: int = 0
     subsampling: str = ""
+
+    @property
+    def group(self) -> int:
+        """Frames a chunk."""
+        return VIDEO_GROUP if self.name == "video" else 1
 
     @property
     def is_jpeg(self) -> bool:
@@ -54,7 +63,9 @@ class ImageProfile:
         return data if self.name == "raw" else bytes(zstd.compress(data, ZSTD_LEVEL))
 
     def zarr_codecs(self, dtype: np.dtype) -> list[dict[str, Any]]:
-        """The codecs in zarr metadata that read one frame of `dtype`."""
+        """The codecs in zarr metadata that read one chunk of `dtype`."""
+        if self.name == "video":
+            return [{"name": VIDEO_CODEC, "configuration": {"crf": VIDEO_CRF}}]
         if self.is_jpeg:
             configuration = {"level": self.quality, "subsampling": self.subsampling}
             return [{"name": "imagecodecs_jpeg", "configuration": configuration}]
@@ -69,6 +80,7 @@ PROFILES = {
         ImageProfile(name="jpeg", quality=95, subsampling="420"),
         ImageProfile(name="jpeg95-444", quality=95, subsampling="444"),
         ImageProfile(name="raw"),
+        ImageProfile(name="video", quality=95, subsampling="444"),
     )
 }
 LOSSLESS = ImageProfile(name="zstd")
@@ -101,13 +113,14 @@ def check_jpeg(data: bytes, shape: tuple[int, ...], where: str) -> None:
         raise SpecMismatchError(f"{where}: expected a colour JPEG of shape {shape}, got {height}x{width} {colour}")
 
 
-def decode_into(data: np.ndarray, out: np.ndarray, kind: str) -> None:
+def decode_into(data: np.ndarray, out: np.ndarray, kind: str, step: int = 0) -> None:
     """Decode one encoded frame, uint8 (n,), into `out` (H, W, C), contiguous; the GIL is released meanwhile.
 
     Args:
         data: The stored bytes, without their crc.
         out: Where the pixels go, in the machine's byte order.
         kind: One of the values of `KINDS`.
+        step: Number of the frame in its array, which says where in a video's group it stands.
 
     Raises:
         StoreError: Bytes that are no such image.
@@ -119,6 +132,14 @@ def decode_into(data: np.ndarray, out: np.ndarray, kind: str) -> None:
             raise StoreError(f"no decodable JPEG: {error}") from error
         if decoded.shape != out.shape:
             raise StoreError(f"expected shape {out.shape}, got {decoded.shape}")
+        return
+    if kind == "video":
+        from .video_codec import decode_group
+
+        frames = decode_group(data.tobytes())
+        if frames.shape[1:] != out.shape:
+            raise StoreError(f"expected shape {out.shape}, got {frames.shape[1:]}")
+        out[...] = frames[step % len(frames)]
         return
     if kind == "zstd":
         try:

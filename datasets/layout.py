@@ -141,13 +141,13 @@ def bytes_codec(dtype: np.dtype) -> dict[str, Any]:
 
 
 def image_array_json(
-    frames: int, shape: tuple[int, ...], shard: int, dtype: np.dtype, codecs: list[dict[str, Any]]
+    frames: int, shape: tuple[int, ...], shard: int, dtype: np.dtype, codecs: list[dict[str, Any]], group: int = 1
 ) -> bytes:
-    """zarr.json of images (frames, H, W, C): one frame an inner chunk, `shard` frames a file, index at its end."""
+    """zarr.json of images (frames, H, W, C): `group` frames an inner chunk, `shard` frames a file, index at its end."""
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": [1, *shape],
+            "chunk_shape": [group, *shape],
             "codecs": [*codecs, {"name": "crc32c"}],
             "index_codecs": [bytes_codec(np.dtype("<u8")), {"name": "crc32c"}],
             "index_location": "end",

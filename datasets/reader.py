@@ -70,6 +70,7 @@ class ImageArray:
         dtype: Of the pixels.
         shard: Frames a file.
         kind: How a frame is decoded, as `image.decode_into` takes it.
+        group: Frames a chunk; 1 but for videos.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +87,9 @@ class ImageArray:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StoreError(f"damaged store: {folder / 'zarr.json'} lacks {error}") from error
         kind = image.decoder(codecs)
-        if sharding["name"] != "sharding_indexed" or last != "crc32c" or kind is None or chunk != (1, *self.shape):
+        self.group = int(chunk[0]) if chunk else 0
+        grouped = self.group == 1 or (kind == "video" and self.group > 1 and self.shard % self.group == 0)
+        if sharding["name"] != "sharding_indexed" or last != "crc32c" or kind is None or not grouped:
             raise StoreError(
                 f"{folder} is encoded as {sharding['name']}{[*codecs, last]} in chunks {chunk}, which the direct "
                 "reader does not know; zarr.open reads it"
@@ -104,15 +107,16 @@ class ImageArray:
             StoreError: A file that is missing, short, or whose index does not fit its crc.
         """
         parts = []
+        chunks = self.shard // self.group
         for k in range(-(-self.frames // self.shard)):
-            path, size = self.path(k), 16 * self.shard + 4
+            path, size = self.path(k), 16 * chunks + 4
             try:
                 with open(path, "rb") as file:
                     file.seek(max(0, file.seek(0, os.SEEK_END) - size))
                     tail = file.read(size)
             except OSError as error:
                 raise StoreError(f"damaged store: {path}: {error}") from error
-            parts.append(image.decode_index(tail, self.shard, path))
+            parts.append(np.repeat(image.decode_index(tail, chunks, path), self.group, axis=0))
         return np.concatenate(parts)[: self.frames] if parts else np.zeros((0, 2), np.uint64)
 
 

@@ -209,7 +209,8 @@ class RemoteStore:
         if target.exists():
             return
         meta = json.loads((array / "zarr.json").read_bytes())
-        tail = 16 * int(meta["chunk_grid"]["configuration"]["chunk_shape"][0]) + 4
+        shard = int(meta["chunk_grid"]["configuration"]["chunk_shape"][0])
+        tail = 16 * (shard // int(meta["codecs"][0]["configuration"]["chunk_shape"][0])) + 4
         try:
             found = self.request(lambda: obstore.get(self.objects, path, options={"range": {"suffix": tail}}), path)
         except FileNotFoundError:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ulid import ULID
 
+from ..spec import FeatureSpec
 from . import layout
-from .image import LOSSLESS, MISSING, ImageProfile, encode_index
+from .image import LOSSLESS, MISSING, VIDEO_CRF, VIDEO_GROUP, ImageProfile, decode_into, encode_index
 from .journal import PLACE, Journal, JournalEpisode
 from .layout import FORMAT, JOURNAL, KEY, SEGMENTS, STAGING, crc32c, dump_json, fsync_dir, write_all, write_file
 from .schema import StoreSchema
@@ -116,9 +119,41 @@ class ShardWriter:
                 os.close(fd)
         return shard_frames
 
+    def seal_video(self, shape: tuple[int, ...], *, fsync: bool) -> int:
+        """Make the recorded JPEG frames closed groups of a video; return the frames a shard. May be repeated."""
+        from .video_codec import encode_group, groups
+
+        self.close()
+        chunks = -(-self._max // VIDEO_GROUP)
+        shard_frames = min(chunks, -(-len(self) // VIDEO_GROUP)) * VIDEO_GROUP
+        encoded = (encode_group(group, VIDEO_CRF) for group in groups(self._decoded(shape), VIDEO_GROUP))
+        for shard in range(-(-len(self) // shard_frames)):
+            some = list(itertools.islice(encoded, shard_frames // VIDEO_GROUP))
+            parts = [part + crc32c(part).to_bytes(4, "little") for part in some]
+            lengths = np.array([len(part) for part in parts], "<u8")
+            offsets = np.cumsum(lengths) - lengths
+            target = self._folder / "c" / str(shard) / "0" / "0" / "0.video"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            index = encode_index(offsets, lengths, shard_frames // VIDEO_GROUP)
+            write_file(target, b"".join([*parts, index]), fsync=fsync)
+        return shard_frames
+
+    def _decoded(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """Every recorded frame, in order; where there is none, the one before it."""
+        frame = np.zeros(shape, np.uint8)
+        for number, (offset, length) in enumerate(zip(self._offsets, self._lengths)):
+            if offset != MISSING:
+                with open(self._path(number // self._max), "rb") as file:
+                    file.seek(offset)
+                    data = np.frombuffer(file.read(length - 4), np.uint8)
+                frame = np.empty(shape, np.uint8)
+                decode_into(data, frame, "jpeg")
+            yield frame
+
     def rename(self) -> None:
         """Give the sealed shards their final names."""
-        for path in self._folder.glob("c/*/0/0/0.partial"):
+        videos = list(self._folder.glob("c/*/0/0/0.video"))
+        for path in videos or self._folder.glob("c/*/0/0/0.partial"):
             path.rename(path.with_name("0"))
 
     def close(self) -> None:
@@ -143,7 +178,7 @@ class StagingSegment:
         self.episodes: list[dict[str, Any]] = []
         self._root, self._folder = folder.parent.parent, folder
         self._schema, self._profile = schema, profile
-        self._profiles = {s.name: profile if s in schema.embodiment.cameras else LOSSLESS for s in schema.images}
+        self._profiles = {spec.name: self._profile_of(spec) for spec in schema.images}
         self._source, self._fsync = source, fsync
         self._sealed = self._moved = False
         self._dtypes = {f: np.dtype(schema.field(f).dtype).newbyteorder("<") for f in schema.fields}
@@ -151,6 +186,13 @@ class StagingSegment:
         self._journal: Journal | None = None
         self._episode_mark = 0
         self._open_shards(layout.SHARD_FRAMES)
+
+    def _profile_of(self, spec: FeatureSpec) -> ImageProfile:
+        """Maps keep every bit; a video has no gaps, so cameras that may be lacking stay pictures."""
+        if spec not in self._schema.embodiment.cameras:
+            return LOSSLESS
+        gaps = self._profile.group > 1 and spec.name in self._schema.optional
+        return replace(self._profile, name="jpeg95-444") if gaps else self._profile
 
     def _open_shards(self, max_frames: int) -> None:
         images = self._folder / "images"
@@ -269,6 +311,8 @@ class StagingSegment:
         if not self._moved:
             self._folder = self._folder.rename(self._root / SEGMENTS / self.id)
             self._moved = True
+            for path in self._folder.glob("images/*/c/*/0/0/0.partial"):  # what a video was made of
+                path.unlink()
         if self._fsync:
             fsync_dir(self._root / SEGMENTS)
             fsync_dir(self._root / STAGING)
@@ -277,12 +321,12 @@ class StagingSegment:
     def _seal(self) -> None:
         folder, fsync = self._folder, self._fsync
         for camera, shard in self._shards.items():
-            frames = shard.seal(fsync=fsync)
+            spec, profile = self._schema.image(camera), self._profiles[camera]
+            frames = shard.seal(fsync=fsync) if profile.group == 1 else shard.seal_video(spec.shape, fsync=fsync)
             target = folder / "images" / camera
             target.mkdir(parents=True, exist_ok=True)
-            spec = self._schema.image(camera)
-            codecs = self._profiles[camera].zarr_codecs(np.dtype(spec.dtype))
-            data = layout.image_array_json(self.frames, spec.shape, frames, np.dtype(spec.dtype), codecs)
+            dtype, group = np.dtype(spec.dtype), profile.group
+            data = layout.image_array_json(self.frames, spec.shape, frames, dtype, profile.zarr_codecs(dtype), group)
             write_file(target / "zarr.json", data, fsync=fsync)
         for i, field in enumerate(self._schema.fields):
             values = np.stack([row[i] for row in self._rows])

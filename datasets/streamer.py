@@ -131,7 +131,8 @@ class BlockStreamer:
                 segment = int(np.searchsorted(self.store.steps.starts, row, side="right")) - 1
                 try:
                     kind = column.kinds[int(column.arrays["layout"][segment, 0])]
-                    decode_into(checked_frame(data, 0, len(data)), out[k, t], kind)
+                    step = row - int(self.store.steps.starts[segment])
+                    decode_into(checked_frame(data, 0, len(data)), out[k, t], kind, step)
                 except StoreError as error:
                     raise StoreError(f"damaged store: {name}, frame {frames[k, t]}: {error}") from error
         return out

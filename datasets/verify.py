@@ -121,7 +121,7 @@ def _bad_frame(array: ImageArray, index: np.ndarray, files: MappedFiles, steps: 
         try:
             data = checked_frame(files.get(array.path(step // array.shard)), offset, length)
             if out is not None:
-                decode_into(data, out, array.kind)
+                decode_into(data, out, array.kind, step)
         except StoreError as error:
             return f"frame {step} {_plain(error)}"
     return ""
