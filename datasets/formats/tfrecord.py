@@ -95,7 +95,7 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, position
+            return value & 0xFFFF_FFFF_FFFF_FFFF, position  # as protobuf does with bits beyond the 64th
         shift += 7
         if shift > 63:
             raise ValueError("varint longer than 10 bytes")

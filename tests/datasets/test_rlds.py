@@ -103,6 +103,14 @@ def test_damaged_examples_raise_nothing_else(features, data):
         parse_example(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
 
+def test_a_varint_of_more_than_64_bits_keeps_the_low_ones():
+    payload = b"\x0a\x0a" + b"\xff" * 9 + b"\x7f"
+    feature = bytes([3 << 3 | 2, len(payload)]) + payload
+    entry = b"\x0a\x01i\x12" + bytes([len(feature)]) + feature
+    inner = b"\x0a" + bytes([len(entry)]) + entry
+    assert parse_example(b"\x0a" + bytes([len(inner)]) + inner)["i"].tolist() == [-1]
+
+
 def test_unpacked_values_parse_too():
     floats = b"".join(b"\x0d" + struct.pack("<f", x) for x in (1.5, -2.0))
     integers = b"\x08\x05\x08\x7f"
