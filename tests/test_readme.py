@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from brachium.__main__ import COMPLETION, main
+from brachium.__main__ import VERBS, main
+from brachium.cli.compose import Composer
+from brachium.cli.run import plan, read_overrides
+from brachium.errors import BrachiumError
 
 FIRST_COMMAND_BY_LINE = 25
 # Words of a shell line that stand before the command itself.
@@ -77,10 +80,16 @@ def complaint(words: list[str], root: Path) -> str:
         targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE)
         wrong = [word for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets]
         return f"make has no target {wrong}" if wrong else ""
-    rest = words[1:]
-    plain = not rest or rest[0] == COMPLETION or rest[0].startswith("-") or "--help" in rest or "--dry-run" in rest
-    code = main(rest if plain else [*rest, "--dry-run"])
-    return f"exit code {code}" if code else ""
+    rest = [word for word in words[1:] if word != "--dry-run"]
+    if not rest or rest[0] not in VERBS or "--help" in rest:
+        code = main(rest)
+        return f"exit code {code}" if code else ""
+    try:  # all but the call itself: some verbs look at their stores even when they run dry
+        typed = read_overrides(rest[0], frozenset(), rest[1:], [])
+        plan(rest[0], VERBS[rest[0]][0], Composer(typed.search_path), typed.lines)
+    except BrachiumError as error:
+        return str(error)
+    return ""
 
 
 def check_shell(text: str, root: Path) -> list[str]:
