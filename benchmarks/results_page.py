@@ -175,6 +175,7 @@ def adaptation(path: Path, picture: Path) -> str:
             for count, one in counts.items()
         ]
         parts.append(table(["encoder", "demonstrations a task", *TASKS, "minutes of training"], rows))
+        parts.append(amount.get("note", ""))
         parts.append(amount_plot(amount, picture))
     if "modes" in found:
         modes = found["modes"]
@@ -194,7 +195,8 @@ def adaptation(path: Path, picture: Path) -> str:
             for name, one in modes["cells"].items()
         ]
         parts.append(table(["mode", *TASKS, "language", "pointing", "minutes of training"], rows))
-    return "\n\n".join(parts) or "Not measured yet."
+        parts.append(modes.get("note", ""))
+    return "\n\n".join(part for part in parts if part) or "Not measured yet."
 
 
 def amount_plot(amount: Mapping[str, Any], path: Path) -> str:

@@ -110,12 +110,19 @@ def _block(store: EpisodeStore, number: int) -> str:
         f"<h2>episode {number}: {html.escape(info.instruction or '(no instruction)')}</h2>",
         f"<p>{html.escape(' · '.join(facts))}<br><small>{html.escape(info.id)} {html.escape(meta[:300])}</small></p>",
     ]
-    steps = np.unique(np.linspace(0, info.length - 1, min(STRIP, info.length)).round().astype(int))
     for spec in store.schema.images:
-        pictures = [_picture(image) for image in episode.images[spec.name][steps]]
-        parts.append(
-            f"<div class=name>{html.escape(spec.name)}, steps {steps[0]} to {steps[-1]}</div>{_strip(pictures)}"
-        )
+        there = np.arange(info.length)
+        words = ""
+        if spec.name in store.schema.optional:
+            there = there[episode.extras["present"][:, store.schema.optional.index(spec.name)]]
+            words = f", in {len(there)} of {info.length} steps"
+        if not len(there):
+            parts.append(f"<div class=name>{html.escape(spec.name)}: in no step</div>")
+            continue
+        steps = there[np.unique(np.linspace(0, len(there) - 1, min(STRIP, len(there))).round().astype(int))]
+        pictures = _pictures(episode.images[spec.name][steps])
+        caption = f"{html.escape(spec.name)}, steps {steps[0]} to {steps[-1]}{words}"
+        parts.append(f"<div class=name>{caption}</div>{_strip(pictures)}")
     plots = []
     for field in (f for f in store.schema.fields if f not in ("timestamp", "present")):
         values = {"state": episode.state, "action": episode.action}.get(field)
@@ -132,23 +139,24 @@ def _block(store: EpisodeStore, number: int) -> str:
     return "\n".join([*parts, f"<div class=plots>{''.join(plots)}</div>"])
 
 
-def _picture(image: np.ndarray) -> np.ndarray:
-    """Anything as RGB: maps are spread over grey."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return image
-    x = image[..., 0].astype(np.float64)
+def _pictures(images: np.ndarray) -> list[np.ndarray]:
+    """Anything as RGB: maps are spread over grey, from the least value of all to the largest."""
+    if images.dtype == np.uint8 and images.shape[3] == 3:
+        return list(images)
+    x = images[..., 0].astype(np.float64)
     low, high = float(x.min()), float(x.max())
-    grey = ((x - low) / max(high - low, 1.0) * 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    grey = ((x - low) / max(high - low, 1.0) * 255).astype(np.uint8) if high > low else np.full(x.shape, 128, np.uint8)
+    return list(np.repeat(grey[..., None], 3, axis=3))
 
 
 def _strip(pictures: Sequence[np.ndarray]) -> str:
     """Pictures side by side as one inline JPEG."""
-    tiles = []
+    gap = np.full((TILE, 3, 3), 255, np.uint8)
+    tiles: list[np.ndarray] = []
     for picture in pictures:
         height, width = picture.shape[:2]
         size = max(1, round(width * TILE / height)), TILE
-        tiles.append(np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)))
+        tiles += [np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), gap]
     data = io.BytesIO()
     Image.fromarray(np.concatenate(tiles, axis=1)).save(data, "JPEG", quality=85)
     return f'<img alt="pictures" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'

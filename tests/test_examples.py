@@ -33,3 +33,11 @@ def test_own_task_is_recorded_from_another_package(tmp_path):
     store = EpisodeStore.open(tmp_path / "hover")
     assert store.num_episodes >= 5
     assert all(e.success for e in store.episodes)
+
+
+def test_the_tour_of_the_store(tmp_path):
+    said = run(str(EXAMPLES / "data_tour.py"), str(tmp_path))
+    assert "lab: 8 episodes, 181 steps" in said
+    assert "came from the left and arrived: [2, 3]" in said
+    assert "'depth': (16, 1, 64, 64, 1)" in said
+    assert "a batch of the mixture: {'lab': 15, 'home': 49}" in said
