@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
@@ -149,11 +150,25 @@ class BlockStreamer:
 
 
 def _cut(windows: WindowDataset, block: int) -> list[tuple[int, int]]:
-    """Runs of at most `block` windows of one episode."""
-    blocks, start = [], 0
-    for length in windows.lengths:
-        blocks += [(k, min(k + block, start + length)) for k in range(start, start + length, block)]
-        start += length
+    """Cut windows (from, to) into blocks of `block` or somewhat more whose steps lie side by side in one segment.
+
+    Short episodes of one segment share a block: what counts is that its frames are one range.
+    """
+    store = windows.store
+    firsts = store.rows(windows.first_frames)
+    segments = np.searchsorted(store.steps.starts, firsts, side="right") - 1
+    runs: list[list[int]] = []  # first window, number of windows
+    next_row, last_segment = -1, -1
+    for row, segment, length in zip(firsts.tolist(), segments.tolist(), windows.lengths):
+        if row == next_row and segment == last_segment:
+            runs[-1][1] += length
+        else:
+            runs.append([sum(runs[-1]) if runs else 0, length])
+        next_row, last_segment = row + length, segment
+    blocks = []
+    for first, length in runs:
+        edges = np.linspace(first, first + length, max(1, length // block) + 1).round().astype(int).tolist()
+        blocks += list(pairwise(edges))
     return blocks
 
 

@@ -113,6 +113,11 @@ class WindowDataset:
         return len(self._frames)
 
     @property
+    def first_frames(self) -> np.ndarray:
+        """First global frame of each episode in use, in order: int64 (episodes,)."""
+        return np.asarray(self.store.offsets[:-1][np.asarray(self._episodes, np.int64)])
+
+    @property
     def lengths(self) -> list[int]:
         """Steps of each episode in use, in order."""
         return [int(self.store.offsets[i + 1] - self.store.offsets[i]) for i in self._episodes]

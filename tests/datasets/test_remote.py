@@ -124,7 +124,10 @@ def test_few_requests(store, memory, tmp_path):
     remote.close()
     visits = 2 + -(-40 * 8 // (sum(LENGTHS) / blocks))
     assert remote.requests - before <= 2 * (visits + 32)
-    assert blocks == sum(-(-n // 16) for n in LENGTHS)
+    assert blocks == sum(sum(some) // 16 for some in (LENGTHS[:4], LENGTHS[4:]))  # episodes share, segments do not
+    sizes = [stop - start for start, stop in stream._blocks]
+    assert sum(sizes) == sum(LENGTHS)
+    assert all(16 <= n < 32 for n in sizes)
 
 
 def test_the_skeleton_is_not_fetched_twice(memory, tmp_path):
