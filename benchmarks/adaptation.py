@@ -169,9 +169,10 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"  # two small trainings side by side are twice as fast as one on two threads
-    results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    found = {"amount": amount, "modes": modes}[options.part](options)
+    results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}  # as it is hours later
     results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
-    results[options.part] = {"amount": amount, "modes": modes}[options.part](options)
+    results[options.part] = found
     TARGET.write_text(json.dumps(results, indent=1) + "\n")
 
 
