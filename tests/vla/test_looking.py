@@ -1,6 +1,7 @@
 """What covers patches, where to look, names without their priors: against counting by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -291,7 +292,12 @@ def test_the_card_shows_every_score():
     ):
         assert text in card
     assert "license: apache-2.0" in card.splitlines()[1]
-    assert recipe_hash({"a": 1, "b": [2]}) == recipe_hash({"b": [2], "a": 1}) != recipe_hash({"a": 2, "b": [2]})
+    options = Optimization(steps=3, batch_size=2)
+    one = recipe_hash({"left": 1}, {"a": 1, "b": [2]}, options)
+    assert one == recipe_hash({"left": 1}, {"b": [2], "a": 1}, options)
+    others = [({"left": 2}, {"a": 1, "b": [2]}, options), ({"left": 1}, {"a": 2, "b": [2]}, options)]
+    others.append(({"left": 1}, {"a": 1, "b": [2]}, replace(options, seed=1)))
+    assert one not in [recipe_hash(*other) for other in others]
 
 
 # Recording and refusals.
