@@ -276,15 +276,17 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
                 make(batch)
 
     dataset = lerobot(size, backends()[0])
-    theirs = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)
+    endless = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=10**6)
+    theirs = torch.utils.data.DataLoader(  # forked workers would share the parent's open video files
+        dataset, batch_size=64, sampler=endless, num_workers=2, drop_last=True, multiprocessing_context="spawn"
+    )
+    batches_of_theirs = iter(theirs)
+    for _ in range(4):
+        next(batches_of_theirs)
 
     def lerobots(count: int) -> None:
-        batches = iter(theirs)
         for _ in range(count):
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(theirs)
-                batch = next(batches)
+            batch = next(batches_of_theirs)
             for key in ("observation.images.front", "observation.images.wrist"):
                 batch[key].sub_(0.5).div_(0.25)
 
@@ -404,11 +406,15 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 INDEX = textwrap.dedent("""
-    import sys, time, numpy as np, psutil
+    import sys, time, numpy as np
     from brachium.datasets.store import EpisodeStore
-    from brachium.datasets.mixture import MixtureSampler
-    me = psutil.Process()
-    base, begin = me.memory_info(), time.perf_counter()
+
+    def memory():
+        with open("/proc/self/smaps_rollup") as file:
+            kb = {line.split(":")[0]: int(line.split()[1]) for line in file if line.endswith("kB\\n")}
+        return kb["Anonymous"] / 1e3, kb["Rss"] / 1e3
+
+    base, begin = memory(), time.perf_counter()
     store = EpisodeStore.open(sys.argv[1])
     opened = time.perf_counter() - begin
     rng = np.random.default_rng(0)
@@ -422,8 +428,8 @@ INDEX = textwrap.dedent("""
         frames = rng.integers(0, store.total_frames, 64)
         store.gather("state", frames)
         store.steps.images("front").arrays["offset"][store.rows(frames)]
-    now = me.memory_full_info()
-    print(opened, first, (now.uss - base.rss) / 1e6, (now.rss - base.rss) / 1e6, store.total_frames, store.num_episodes)
+    now = memory()
+    print(opened, first, now[0] - base[0], now[1] - base[1], store.total_frames, store.num_episodes)
 """)
 
 

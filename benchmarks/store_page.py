@@ -79,7 +79,7 @@ def page(store: Mapping[str, Any], kills: Mapping[str, Any]) -> str:
             f"{one['frames'] / 1e6:.0f} million frames in {one['episodes']:.0f} episodes (made up, with their columns "
             f"in the cache): opened in {one['open_s']:.2f} s, first batch of places and states after another "
             f"{one['first_batch_s']:.2f} s; after 200 batches {one['own_mb']:.0f} MB of memory of its own "
-            f"({one['resident_mb']:.0f} MB with pages of the cache that other processes share).",
+            f"({one['resident_mb']:.0f} MB with pages of the cache, which processes share and the kernel takes back).",
         ]
     if "remote" in store:
         one = store["remote"]

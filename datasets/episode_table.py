@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 EDITABLE = ("instruction", "success", "tags")
 COLUMNS = pa.schema(
@@ -37,20 +36,24 @@ class EpisodeTable:
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> EpisodeTable:
         """Build from dictionaries with the keys of `COLUMNS`."""
-        return cls(pa.Table.from_pylist(list(records), schema=COLUMNS))
+        columns = [_array([record[name] for record in records], name) for name in COLUMNS.names]
+        return cls(pa.Table.from_arrays(columns, schema=COLUMNS))
 
     def __len__(self) -> int:
         return int(self.columns.num_rows)
 
     def numbers(self, name: str) -> np.ndarray:
         """Column `start` or `length`: int64 (episodes,)."""
-        return np.asarray(self.columns[name].to_numpy(), np.int64)
+        return _numbers(self._array(name), np.dtype(np.int64))
+
+    def _array(self, name: str) -> pa.Array:
+        column = self.columns[name]
+        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
     def coded(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Column `segment` or `instruction` as (code int32 (episodes,), text of each code)."""
-        column = self.columns[name].combine_chunks()
-        array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        return np.asarray(array.indices.to_numpy(zero_copy_only=False), np.int32), array.dictionary.to_pylist()
+        array = self._array(name)
+        return _numbers(array.indices, np.dtype(np.int32)), array.dictionary.to_pylist()
 
     def texts(self, name: str) -> list[str]:
         """Column `id`, `segment` or `instruction`, a string an episode; equal strings share memory."""
@@ -69,7 +72,7 @@ class EpisodeTable:
 
     def take(self, rows: np.ndarray) -> EpisodeTable:
         """The rows where `rows`, bool (episodes,), is true."""
-        return EpisodeTable(self.columns.filter(pa.array(rows)))
+        return EpisodeTable(self.columns.filter(_bools(rows.tolist())))
 
 
 class EpisodeRecords:
@@ -128,17 +131,53 @@ class EpisodeRecords:
                 for row, value in changed.items():
                     values[row] = value
                 place = columns.schema.get_field_index(name)
-                columns = columns.set_column(place, COLUMNS.field(name), _array(values, COLUMNS.field(name).type))
+                columns = columns.set_column(place, COLUMNS.field(name), _array(values, name))
         if self._removed:
             keep = np.ones(len(self._base), bool)
             keep[list(self._removed)] = False
-            columns = columns.filter(pa.array(keep))
+            columns = columns.filter(_bools(keep.tolist()))
         if self._added:
             columns = pa.concat_tables([columns, EpisodeTable.of(list(self._added.values())).columns])
         return self._base if columns is self._base.columns else EpisodeTable(columns)
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(kind):
-        return pc.dictionary_encode(pa.array(values, kind.value_type))
-    return pa.array(values, kind)
+# Arrays are built from their buffers: `pa.array` of Python objects imports pandas where it is installed, which takes a
+# second out of the life of a recorder.
+
+
+def _array(values: Sequence[Any], name: str) -> pa.Array:
+    """One column of `COLUMNS`."""
+    kind = COLUMNS.field(name).type
+    if pa.types.is_integer(kind):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, np.int64).tobytes())])
+    if pa.types.is_boolean(kind):
+        return _bools(values)
+    if pa.types.is_list(kind):
+        flat = _texts([text for some in values for text in some])
+        return pa.Array.from_buffers(
+            kind, len(values), [None, _offsets([len(some) for some in values])], children=[flat]
+        )
+    texts = _texts(values)
+    return texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts
+
+
+def _numbers(array: pa.Array, dtype: np.dtype) -> np.ndarray:
+    """The numbers of an array without gaps; a view of its buffer."""
+    data = array.buffers()[1]
+    return np.frombuffer(b"" if data is None else data, dtype)[array.offset : array.offset + len(array)]
+
+
+def _bools(values: Sequence[bool | None]) -> pa.Array:
+    bits = [np.array([bool(v) for v in values], bool), np.array([v is not None for v in values], bool)]
+    data, valid = (pa.py_buffer(np.packbits(some, bitorder="little").tobytes()) for some in bits)
+    return pa.Array.from_buffers(pa.bool_(), len(values), [valid, data])
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    buffers = [None, _offsets([len(part) for part in encoded]), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Buffer:
+    return pa.py_buffer(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32).tobytes())

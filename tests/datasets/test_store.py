@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -330,3 +332,26 @@ def test_a_store_without_its_first_commit_is_said_to_be_new_and_one_without_its_
         entry.unlink()
     with pytest.raises(StoreError, match="damaged store"):
         EpisodeStore.open(copy)
+
+
+def test_a_recorder_imports_no_pandas(tmp_path):
+    """It takes a second, and pyarrow imports it for its own sake where it is installed."""
+    code = """
+import sys
+from brachium.datasets import commitlog
+from brachium.datasets.store import EpisodeStore
+from brachium.datasets.writer import EpisodeWriter
+store = EpisodeStore.open(sys.argv[1])
+with EpisodeWriter(store, fsync=False) as writer:
+    for _ in range(66):
+        writer.begin("x")
+        writer.step(images={}, state=[0, 0, 0], action=[0, 0])
+        writer.end(True)
+store = store.refresh()
+store.episodes, store.instructions, store.lowdim("state")
+assert list((store.path / "_log").glob("*.parquet"))
+print([name for name in ("pandas", "torch", "zarr") if name in sys.modules])
+"""
+    EpisodeStore.create(tmp_path / "s", make_schema(cameras=()))
+    words = [sys.executable, "-c", code, str(tmp_path / "s")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == "[]"
