@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brachium.datasets.batch_reader import BatchReader
+from brachium.datasets.batch_reader import BatchReader, PixelScale
 from brachium.datasets.loader import BatchLoader
 from brachium.datasets.sampler import ShuffledSampler
 from brachium.datasets.store import EpisodeStore
@@ -165,3 +165,36 @@ def test_batches_in_buffers_that_are_used_again(tmp_path, threads, prefetch):
         BatchReader(windows, sampler.batch, threads=0)
     with pytest.raises(SpecMismatchError, match="out: expected"):
         windows.batch([0, 1], out={name: np.empty(*about) for name, about in windows.buffers(1).items()})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.5, 0.25), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (0.1, (1, 2, 3))]
+)
+def test_pixels_become_floats(mean, std):
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 6, 3), dtype=np.uint8)
+    out = np.full(images.shape, np.nan, np.float32)
+    assert PixelScale(mean, std)(images, out) is out
+    np.testing.assert_allclose(out, (images / 255 - np.array(mean)) / np.array(std), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ConfigError, match="above 0"):
+        PixelScale(0, 0)
+
+
+def test_batches_of_floats(tmp_path):
+    depth = FeatureSpec(name="depth", shape=(4, 4, 1), dtype="uint16")
+    schema = replace(make_schema(size=(8, 8)), maps=(depth,))
+    store = EpisodeStore.create(tmp_path / "s", schema)
+    with EpisodeWriter(store, fsync=False) as writer:
+        writer.begin("x")
+        for t in range(9):
+            step = random_step(schema, np.random.default_rng(t))
+            step["images"]["depth"] = np.full((4, 4, 1), t, np.uint16)
+            writer.step(**step)
+        writer.end(True)
+    windows = WindowDataset(store.refresh(), WindowSpec(maps=("depth",)))
+    sampler = ShuffledSampler(9, 3, seed=0)
+    with BatchReader(windows, sampler.batch, steps=6, scale=PixelScale(0.5, 0.5), threads=2) as reader:
+        for step, batch in enumerate(reader):
+            wanted = windows.batch(sampler.batch(step))
+            assert batch.images["front"].dtype == np.float32
+            np.testing.assert_allclose(batch.images["front"], wanted.images["front"] / 127.5 - 1, atol=1e-6)
+            np.testing.assert_array_equal(batch.images["depth"], wanted.images["depth"])
