@@ -148,6 +148,9 @@ class LerobotImporter:
         meta: dict[str, Any] = {"episode_index": number}
         if len(said) > 1:
             meta["tasks"] = said
+        subtasks = _subtasks(source, table)
+        if subtasks:
+            meta["subtasks"] = subtasks
         return ImportedEpisode(
             instruction=said[0] if said else "",
             steps=self._steps(source, info, about, table, videos),
@@ -232,6 +235,23 @@ def _tasks(source: Path, info: Mapping[str, Any]) -> dict[int, str]:
     table = _read_table(source / "meta" / "tasks.parquet")
     words = "task" if "task" in table.column_names else "__index_level_0__"
     return dict(zip(table["task_index"].to_pylist(), table[words].to_pylist()))
+
+
+def _subtasks(source: Path, table: pa.Table) -> list[list[Any]]:
+    """[seconds since the episode began, words] of every subtask, in either way that lerobot keeps them."""
+    times = table["timestamp"].to_pylist()
+    if "language_persistent" in table.column_names:  # 0.6: the same list of styled texts in every row
+        rows = table["language_persistent"][0].as_py() or []
+        found = [(row["timestamp"] - times[0], row["content"]) for row in rows if row["style"] == "subtask"]
+        return [[round(time, 4), words] for time, words in sorted(found)]
+    if "subtask_index" not in table.column_names:
+        return []
+    texts = _read_table(source / "meta" / "subtasks.parquet")
+    column = "subtask" if "subtask" in texts.column_names else "__index_level_0__"
+    words = dict(zip(texts["subtask_index"].to_pylist(), texts[column].to_pylist()))
+    numbers = table["subtask_index"].to_pylist()
+    changes = [t for t in range(len(numbers)) if t == 0 or numbers[t] != numbers[t - 1]]
+    return [[round(times[t] - times[0], 4), words.get(numbers[t], "")] for t in changes]
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from brachium.datasets.convert import convert
 from brachium.datasets.formats.hdf5 import Hdf5Importer
 from brachium.datasets.formats.replay_buffer import ReplayBufferImporter
 from brachium.datasets.store import EpisodeStore
-from brachium.errors import ConfigError, NotFoundError, SpecMismatchError, StoreError
+from brachium.errors import ConfigError, DiskSpaceError, NotFoundError, SpecMismatchError, StoreError
 from brachium.spec import EmbodimentSpec, FeatureSpec
+
+from .test_writer import _fill_disk
 
 LENGTHS = (3, 5, 2)
 RNG = np.random.default_rng(0)
@@ -196,3 +198,16 @@ def test_a_draft_is_typed_from_the_command(robomimic, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "- robomimic" in said or "- hdf5" in said
     assert "agentview_image, shape: [8, 12, 3]" in said
+
+
+def test_a_full_disk_stops_a_conversion_that_goes_on_later(robomimic, tmp_path, monkeypatch):
+    arguments = {"source": str(robomimic), "out": str(tmp_path / "o"), "data": mimic()}
+    for after in (300, 3000, 9000, 12000):
+        with monkeypatch.context() as patch:
+            _fill_disk(patch, after)
+            with pytest.raises(DiskSpaceError, match="no space left"):
+                convert(**arguments)
+        assert not (tmp_path / "o").exists()
+    convert(**arguments)
+    check(EpisodeStore.open(tmp_path / "o"))
+    assert not list(tmp_path.glob(".*"))

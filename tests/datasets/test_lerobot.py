@@ -160,6 +160,25 @@ def test_version_2_1(older, tmp_path):
     assert [e.meta["episode_index"] for e in importer.read(older, 2)] == [2]
 
 
+@pytest.mark.parametrize("how", ["language", "index"])
+def test_subtasks_are_kept(older, how):
+    path = next(older.glob("data/*/*000000.parquet"))
+    table = pq.read_table(path)
+    if how == "language":
+        rows = [("subtask", 0.4, "lift it"), ("plan", 0.0, "all of it"), ("subtask", 0.0, "grasp it")]
+        rows = [{"role": "assistant", "style": s, "timestamp": t, "content": c} for s, t, c in rows]
+        table = table.append_column("language_persistent", pa.array([rows] * table.num_rows))
+    else:
+        table = table.append_column("subtask_index", pa.array([1] * 4 + [0] * 3))
+        pq.write_table(
+            pa.table({"subtask_index": [0, 1], "subtask": ["lift it", "grasp it"]}), older / "meta/subtasks.parquet"
+        )
+    pq.write_table(table, path)
+    first, second, _ = LerobotImporter(embodiment=SPEC).read(older)
+    assert first.meta["subtasks"] == [[0.0, "grasp it"], [0.4, "lift it"]]
+    assert "subtasks" not in second.meta
+
+
 def test_nothing_is_guessed(older, tmp_path, capsys):
     """The error is a file to fill in, and filled in it works."""
     words = ["convert", f"source={older}", f"out={tmp_path / 'out'}"]

@@ -343,3 +343,13 @@ def test_view_shows_every_episode_and_escapes(tmp_path, capsys):
     assert page.count("<figure>") == 2 * (2 + 2)  # metres apart from what has no unit
     for words, hint in ((["viewer=htm"], "Did you mean 'html'"), (["episodes=0"], "at least 1")):
         assert hint in run(capsys, "view", f"store={store.path}", *words, code=2)
+
+
+def test_view_in_rerun(store, tmp_path, capsys, monkeypatch):
+    words = ["view", f"store={store.path}", f"out={tmp_path}", "viewer=rerun"]
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        assert "pip install rerun-sdk" in run(capsys, *words, code=2)
+    pytest.importorskip("rerun", reason="type: uv pip install rerun-sdk")
+    run(capsys, *words)
+    assert (tmp_path / "view.rrd").stat().st_size > 1000

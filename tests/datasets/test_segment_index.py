@@ -104,6 +104,27 @@ def test_where_a_segment_is_lost_the_rest_is_read(cached):
     assert not list(store.path.glob("cache/*/state/*"))  # what is incomplete is not kept
 
 
+def test_a_shard_that_is_cut_short_names_its_episode(cached):
+    shutil.rmtree(cached.path / "cache", ignore_errors=True)
+    path = cached.path / "segments" / cached.episodes[1].segment / "images/front/c/0/0/0/0"
+    path.write_bytes(path.read_bytes()[:-30])
+    store = cached.refresh()
+    with pytest.raises(StoreError, match=rf"frame index of .* \(step 2 of episode 1, {store.episodes[1].id}\)"):
+        store.read_images("front", [4])
+    store.read_images("front", [0, 1, 5])
+    store.read_images("wrist", range(6))
+
+
+def test_an_unknown_codec_is_named(cached):
+    shutil.rmtree(cached.path / "cache", ignore_errors=True)
+    path = cached.path / "segments" / cached.episodes[2].segment / "images/front/zarr.json"
+    meta = json.loads(path.read_text())
+    meta["codecs"][0]["configuration"]["codecs"][0] = {"name": "imagecodecs_jpegxl"}
+    path.write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match=r"imagecodecs_jpegxl.*the direct reader does not know; zarr.open reads it"):
+        cached.refresh().read_images("front", [5])
+
+
 def test_the_episode_of_a_damaged_frame_is_named(cached):
     path = cached.path / "segments" / cached.episodes[1].segment / "images/front/c/0/0/0/0"
     data = bytearray(path.read_bytes())
