@@ -16,7 +16,7 @@ from .derive import new_folder
 from .image import ImageProfile
 from .layout import JOURNAL, SEGMENTS
 from .schema import StoreSchema
-from .staging import StagingSegment
+from .staging import COMPACT, StagingSegment
 from .store import EpisodeStore
 from .writer import EpisodeWriter
 
@@ -160,7 +160,7 @@ def _rewrite(store: EpisodeStore, group: Sequence[int]) -> Iterator[int]:
     """Write the steps of some episodes into one new segment, and move the episodes there. Yields step by step."""
     schema = store.schema
     profile: ImageProfile = store.segment(store.episodes[group[0]].segment).profile
-    segment = StagingSegment.new(store.path, schema, profile, source="compact", fsync=True)
+    segment = StagingSegment.new(store.path, schema, profile, source=COMPACT, fsync=True)
     try:
         for index in group:
             episode = store.episodes[index]

@@ -14,7 +14,7 @@ from ..errors import BrachiumError, ConfigError, did_you_mean
 from . import commitlog
 from .journal import read_header, read_journal
 from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, read_json
-from .staging import TORN, StagingSegment, segment_actions
+from .staging import COMPACT, TORN, StagingSegment, segment_actions
 
 GRACE_S = 60.0
 """A staging folder without a readable journal header is left alone for so long [s]: its writer may be starting."""
@@ -89,7 +89,7 @@ def _salvage(root: Path, folder: Path, salvage: str) -> bool:
     """
     found = read_journal(folder / JOURNAL) if salvage != "nothing" else None
     segment = None
-    if found is not None:
+    if found is not None and found[0].get("source") != COMPACT:
         header, episodes = found
         try:
             segment = StagingSegment.salvaged(folder, header, episodes, torn=salvage == "torn")
@@ -123,6 +123,9 @@ def _adopt(root: Path, folder: Path) -> bool:
         return False
     try:
         attributes = read_json(folder / "zarr.json", "segment metadata")["attributes"][KEY]
+        if attributes["source"] == COMPACT:  # its episodes are where they were, or were removed since
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
         actions = segment_actions(folder.name, attributes)
     except (BrachiumError, KeyError, TypeError):
         return False

@@ -23,6 +23,8 @@ from .schema import StoreSchema
 
 TORN = "torn"
 """Tag of an episode whose recording broke off."""
+COMPACT = "compact"
+"""Source of a segment that holds steps of another one: nothing is lost with it, and nothing must be saved of it."""
 
 
 class ShardWriter:

@@ -10,6 +10,7 @@ import pytest
 
 from brachium.__main__ import main
 from brachium.datasets.selection import Selection
+from brachium.datasets.staging import StagingSegment
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, StoreError
@@ -260,6 +261,34 @@ def test_compact_that_fails_changes_nothing(store, capsys):
     assert store.refresh().version == store.version
     assert sorted((store.path / "segments").iterdir()) == folders
     assert not list((store.path / "staging").iterdir())
+
+
+@pytest.mark.parametrize("when", ["recording", "published"])
+def test_a_compaction_that_was_killed_leaves_nothing_behind(store, capsys, monkeypatch, when):
+    """What it had copied must not come back when its episodes were removed meanwhile."""
+
+    def die(*args, **kwargs):
+        raise SystemExit
+
+    kept = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "brachium.datasets.compact.shutil.rmtree", lambda *a, **k: None
+        )  # a killed process tidies nothing
+        if when == "recording":
+            patch.setattr(StagingSegment, "publish", lambda self: (kept.append(self), die()))
+        else:
+            patch.setattr(EpisodeStore, "commit", die)
+        with pytest.raises(SystemExit):
+            main(["compact", f"store={store.path}"])
+    assert len(list(store.path.glob("staging/*"))) == (when == "recording")
+    assert len(list(store.path.glob("segments/*/journal.bin"))) == (when == "published")
+    run(capsys, "edit", f"store={store.path}", "where.episodes=[1]", "remove=true")
+    EpisodeWriter(store).close()
+    assert [e.length for e in store.refresh().episodes] == [4, 6, 2, 5]
+    assert not list(store.path.glob("staging/*"))
+    assert not list(store.path.glob("segments/*/journal.bin"))
+    assert len([p for p in store.path.glob("segments/*") if p.is_dir()]) == 3
 
 
 def test_resize(store, tmp_path, capsys):
