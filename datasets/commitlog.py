@@ -126,7 +126,7 @@ def read_entry(root: Path, version: int) -> list[dict[str, Any]]:
         stated = entry.pop("crc32c")
     except FileNotFoundError as error:
         raise StoreError(f"damaged store: log entry {path} is missing") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreError(f"damaged store: log entry {path} cannot be read: {error}") from error
     if f"{crc32c(dump_json(entry)):08x}" != stated or entry.get("version") != version:
         raise StoreError(f"damaged store: log entry {path} does not fit its checksum")

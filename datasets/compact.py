@@ -12,11 +12,12 @@ import numpy as np
 
 from ..console import human_bytes, log, progress, require_disk, table
 from ..errors import ConfigError
+from . import commitlog
 from .derive import new_folder
 from .image import ImageProfile
 from .layout import JOURNAL, SEGMENTS
 from .schema import StoreSchema
-from .staging import COMPACT, StagingSegment
+from .staging import StagingSegment
 from .store import EpisodeStore
 from .writer import EpisodeWriter
 
@@ -160,7 +161,7 @@ def _rewrite(store: EpisodeStore, group: Sequence[int]) -> Iterator[int]:
     """Write the steps of some episodes into one new segment, and move the episodes there. Yields step by step."""
     schema = store.schema
     profile: ImageProfile = store.segment(store.episodes[group[0]].segment).profile
-    segment = StagingSegment.new(store.path, schema, profile, source=COMPACT, fsync=True)
+    segment = StagingSegment.new(store.path, schema, profile, source="compact", fsync=True, copy=True)
     try:
         for index in group:
             episode = store.episodes[index]
@@ -180,7 +181,8 @@ def _rewrite(store: EpisodeStore, group: Sequence[int]) -> Iterator[int]:
         store.commit([added, {"action": "move_episodes", "segment": segment.id, "episodes": moved}])
         (segment.folder / JOURNAL).unlink(missing_ok=True)
     except BaseException:
-        shutil.rmtree(segment.folder, ignore_errors=True)
+        if segment.id not in commitlog.read_log(store.path).segments:  # else its episodes are there now
+            shutil.rmtree(segment.folder, ignore_errors=True)
         raise
     finally:
         segment.release()

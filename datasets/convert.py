@@ -123,27 +123,36 @@ def _described(data: EpisodeImporter) -> str:
 def _locked(work: Path) -> Iterator[None]:
     """Nobody else converts into the same place meanwhile; the kernel lets go of the lock however we end."""
     path = work.with_name(f"{work.name}.lock")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
+            os.close(fd)  # who held it has just taken the file away
+        except FileNotFoundError:
+            os.close(fd)
         except OSError as error:
+            os.close(fd)
             raise StoreError(f"another conversion writes to {work}: wait for it, or choose another out=") from error
+    try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # ours: nobody else can hold it
         os.close(fd)
 
 
 def _begin(work: Path, schema: StoreSchema, request: dict[str, Any]) -> EpisodeStore:
     """The store to fill: that of an interrupted conversion with the same request, or a new one."""
     note = work / REQUEST
-    with contextlib.suppress(OSError, ValueError, StoreError):
-        if json.loads(note.read_text()) == request:
-            EpisodeWriter(EpisodeStore.open(work), salvage="finished").close()
-            store = EpisodeStore.open(work)
-            log(f"going on with an interrupted conversion: {store.num_episodes} episodes are there")
-            return store
+    asked = None
+    with contextlib.suppress(OSError, ValueError):
+        asked = json.loads(note.read_text())
+    if asked == request:
+        EpisodeWriter(EpisodeStore.open(work), salvage="finished").close()
+        store = EpisodeStore.open(work)
+        log(f"going on with an interrupted conversion: {store.num_episodes} episodes are there")
+        return store
     shutil.rmtree(work, ignore_errors=True)
     store = EpisodeStore.create(work, schema)
     temporary = note.with_suffix(".partial")

@@ -109,6 +109,8 @@ def link_segment(source: Path, target: Path, segment: str) -> None:
     try:
         shutil.copytree(source / SEGMENTS / segment, temporary, copy_function=_link)
         temporary.rename(there)
+    except shutil.Error as error:
+        raise StoreError(f"segment {segment} of {source} cannot be taken over: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_dir(target / SEGMENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ class FrameReader:
         self.files = MappedFiles()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._pool_threads = 0
+        self._pool_threads, self._owner = 0, os.getpid()
 
     def read(self, name: str, rows: np.ndarray, out: np.ndarray, threads: int = 1) -> None:
         """Decode frames `rows` (n,) of camera or map `name` into `out` (n, H, W, C); absent ones become zeros.
@@ -100,7 +101,7 @@ class FrameReader:
 
     def _threads(self, threads: int) -> ThreadPoolExecutor:
         with self._lock:
-            if self._pool is None or self._pool_threads < threads:
+            if self._pool is None or self._pool_threads < threads or self._owner != os.getpid():
                 self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-                self._pool_threads = threads
+                self._pool_threads, self._owner = threads, os.getpid()  # a forked child has the pool, not its threads
             return self._pool

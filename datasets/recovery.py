@@ -14,7 +14,7 @@ from ..errors import BrachiumError, ConfigError, did_you_mean
 from . import commitlog
 from .journal import read_header, read_journal
 from .layout import JOURNAL, KEY, LOG, SEGMENTS, STAGING, read_json
-from .staging import COMPACT, TORN, StagingSegment, segment_actions
+from .staging import COPY, TORN, StagingSegment, segment_actions
 
 GRACE_S = 60.0
 """A staging folder without a readable journal header is left alone for so long [s]: its writer may be starting."""
@@ -89,7 +89,7 @@ def _salvage(root: Path, folder: Path, salvage: str) -> bool:
     """
     found = read_journal(folder / JOURNAL) if salvage != "nothing" else None
     segment = None
-    if found is not None and found[0].get("source") != COMPACT:
+    if found is not None and not found[0].get(COPY):
         header, episodes = found
         try:
             segment = StagingSegment.salvaged(folder, header, episodes, torn=salvage == "torn")
@@ -99,7 +99,11 @@ def _salvage(root: Path, folder: Path, salvage: str) -> bool:
     if segment is None or not segment.episodes:
         shutil.rmtree(folder, ignore_errors=True)
         return False
-    actions = segment.publish()
+    try:
+        actions = segment.publish()
+    except BrachiumError as error:
+        log(f"{folder} was left by a writer that died, and cannot be saved: {error}. Delete it, or save it by hand")
+        return False
     commitlog.commit(root, actions, after=commitlog.read_log(root).version)
     (segment.folder / JOURNAL).unlink(missing_ok=True)
     torn = sum(TORN in episode["tags"] for episode in segment.episodes)
@@ -123,11 +127,13 @@ def _adopt(root: Path, folder: Path) -> bool:
         return False
     try:
         attributes = read_json(folder / "zarr.json", "segment metadata")["attributes"][KEY]
-        if attributes["source"] == COMPACT:  # its episodes are where they were, or were removed since
+        if attributes.get(COPY):  # its episodes are where they were, or were removed since
             shutil.rmtree(folder, ignore_errors=True)
             return False
         actions = segment_actions(folder.name, attributes)
     except (BrachiumError, KeyError, TypeError):
         return False
     commitlog.commit(root, actions, after=state.version)
+    for path in folder.glob("images/*/c/*/0/0/0.partial"):  # what a video was made of
+        path.unlink(missing_ok=True)
     return True

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import NotFoundError, StoreError
 from .commitlog import CHECKPOINT_EVERY
-from .layout import CACHE, LOG, SEGMENTS, STAGING
+from .layout import LOG, SEGMENTS, STAGING
 from .reader import SegmentReader
 from .segment_index import ABSENT, column_files
 from .store import EpisodeStore
@@ -156,32 +156,24 @@ class RemoteStore:
     def _fetch_log(self) -> None:
         """The newest checkpoint and the entries after it; object stores over HTTP cannot list, so numbers are tried."""
 
-        def entry(number: int) -> str:
-            return f"{LOG}/{number:020d}.json"
-
-        if not self.exists(entry(0)):
+        low = newest_entry(lambda number: self.exists(entry_path(number)))
+        if low < 0:
             raise StoreError("damaged store: its log is missing")
-        low, high = 0, 1
-        while self.exists(entry(high)):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.exists(entry(middle)) else (low, middle)
         first = 0
         for number in range(low // CHECKPOINT_EVERY * CHECKPOINT_EVERY, 0, -CHECKPOINT_EVERY):
             if self.fetch(f"{LOG}/{number:020d}.ckpt.parquet", missing_ok=True):
                 first = number
                 break
-        self.fetch_all(entry(number) for number in range(first, low + 1))
+        self.fetch_all(entry_path(number) for number in range(first, low + 1))
 
     def fetch_columns(self, part: EpisodeStore, fields: Sequence[str], images: Sequence[str]) -> None:
         """Get the columns that say what the fields are and where the frames: as a whole if they were pushed, else by
         segment."""
-        index, digest = part.steps, part.embodiment.digest
+        index = part.steps
         wanted = [(name, ("values",)) for name in fields] + [(name, ("offset", "length")) for name in images]
         missing = []
         for name, arrays in wanted:
-            paths = [f"{CACHE}/{digest}/{name}/{file}" for file in column_files(index.ids, arrays)]
+            paths = [f"{index.folder_of(name)}/{file}" for file in column_files(index.ids, arrays)]
             if not all(self.fetch_all(paths, missing_ok=True)):
                 missing.append(name)
         if missing:
@@ -262,6 +254,24 @@ class RemoteStore:
     def close(self) -> None:
         """Let go of the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def entry_path(number: int) -> str:
+    """Path of an entry of the log below a store."""
+    return f"{LOG}/{number:020d}.json"
+
+
+def newest_entry(exists: Callable[[int], bool]) -> int:
+    """Number of the newest entry of a log that cannot be listed; -1 where there is none."""
+    if not exists(0):
+        return -1
+    low, high = 0, 1
+    while exists(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if exists(middle) else (low, middle)
+    return low
 
 
 def _chunks(array: Path) -> int:

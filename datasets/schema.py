@@ -153,7 +153,7 @@ class StoreSchema:
     def require_reads(self, other: StoreSchema, mine: str, theirs: str) -> None:
         """Raise SpecMismatchError unless steps of schema `other` can be read as steps of this one.
 
-        They can if both agree on all that both have, and `other` lacks optional fields only.
+        They can if both agree on all that both have, and `other` lacks, or may lack, optional fields only.
         """
         a, b = self.embodiment, other.embodiment
         lines = [] if a.control_hz == b.control_hz else [f"control_hz: {a.control_hz} against {b.control_hz}"]
@@ -162,6 +162,8 @@ class StoreSchema:
             if name in there:
                 one, two = spec.to_dict(), there[name].to_dict()
                 lines += [f"{name}.{key}: {one[key]} against {two[key]}" for key in one if one[key] != two[key]]
+                if name in other.optional and name not in self.optional:
+                    lines.append(f"{name}: always there, against optional")
             elif name not in self.optional:
                 lines.append(f"{name}: not there, and not optional")
         _refuse(lines, mine, theirs)

@@ -75,6 +75,12 @@ class SegmentIndex:
         """Folder of a segment, by number."""
         return self.root / SEGMENTS / self.ids[segment]
 
+    def folder_of(self, column: str) -> str:
+        """Where the cache keeps a column, below the store."""
+        if column == PRESENT:  # its meaning hangs on which fields are optional, and in which order
+            column = f"{PRESENT}-{_digest(self.schema.optional)[:8]}"
+        return f"{CACHE}/{self.schema.embodiment.digest}/{column}"
+
     def lowdim(self, field: str) -> Column:
         """Return the column of a low-dimensional field: ``values`` (N, *shape); ``timestamp`` (N,)."""
         spec = self.schema.field(field)
@@ -127,7 +133,7 @@ class SegmentIndex:
     def _column(self, name: str, empty: Arrays, read: Callable[[SegmentReader], tuple[Arrays, str]]) -> Column:
         with self._lock:
             if name not in self._columns:
-                cache = _ColumnCache(self.root / CACHE / self.schema.embodiment.digest / name, self.ids)
+                cache = _ColumnCache(self.root / self.folder_of(name), self.ids)
                 arrays, layouts = cache.load(empty)
                 known = len(layouts)
                 if known < len(self.ids):

@@ -23,8 +23,8 @@ from .schema import StoreSchema
 
 TORN = "torn"
 """Tag of an episode whose recording broke off."""
-COMPACT = "compact"
-"""Source of a segment that holds steps of another one: nothing is lost with it, and nothing must be saved of it."""
+COPY = "copy"
+"""Key that marks a segment with steps of others: nothing is lost with it, and nothing must be saved of it."""
 
 
 class ShardWriter:
@@ -174,7 +174,10 @@ class StagingSegment:
         episodes: Records of the finished episodes.
     """
 
-    def __init__(self, folder: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> None:
+    def __init__(
+        self, folder: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool, copy: bool = False
+    ) -> None:
+        self._copy = copy
         self.id = folder.name
         self.frames = 0
         self.episodes: list[dict[str, Any]] = []
@@ -201,9 +204,11 @@ class StagingSegment:
         self._shards = {spec.name: ShardWriter(images / spec.name, max_frames) for spec in self._schema.images}
 
     @classmethod
-    def new(cls, root: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool) -> StagingSegment:
+    def new(
+        cls, root: Path, schema: StoreSchema, profile: ImageProfile, *, source: str, fsync: bool, copy: bool = False
+    ) -> StagingSegment:
         """Begin a segment under ``staging/``."""
-        made = cls(root / STAGING / str(ULID()), schema, profile, source=source, fsync=fsync)
+        made = cls(root / STAGING / str(ULID()), schema, profile, source=source, fsync=fsync, copy=copy)
         made._folder.mkdir(parents=True)
         header = {
             "format": FORMAT,
@@ -216,6 +221,7 @@ class StagingSegment:
             "fields": [[f, made._dtypes[f].str, schema.columns(f)] for f in schema.fields],
             "max_frames": layout.SHARD_FRAMES,
             "source": source,
+            COPY: copy,
         }
         made._journal = Journal(made._folder / JOURNAL, header)
         made._episode_mark = made._journal.size
@@ -355,6 +361,7 @@ class StagingSegment:
             "episode_ends": [e["start"] + e["length"] for e in self.episodes],
             "episodes": self.episodes,
             "source": self._source,
+            **({COPY: True} if self._copy else {}),
         }
 
     def release(self) -> None:

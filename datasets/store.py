@@ -157,7 +157,7 @@ class EpisodeStore:
         """
         root = Path(path)
         if embodiment is None and not root.exists() and "@" in root.name:
-            folder, _, embodiment = str(path).rpartition("@")
+            folder, _, embodiment = str(root).rpartition("@")
             root = Path(folder)
         if not root.exists():
             raise NotFoundError(f"no episode store at {root}. {HOW_TO_MAKE.format(path=root)}")
@@ -182,6 +182,11 @@ class EpisodeStore:
             NotFoundError: No such embodiment.
         """
         return type(self)(path=self._path, state=self._state, embodiment=embodiment)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the store holds more embodiments than this snapshot shows."""
+        return len(self.embodiments) < len(self._state.schemas)
 
     @property
     def embodiments(self) -> tuple[str, ...]:
@@ -442,6 +447,9 @@ class EpisodeStore:
         if chosen.size and (chosen.min() < 0 or chosen.max() >= self.num_episodes):
             raise StoreError(f"store {self._path} has {self.num_episodes} episodes, got indices {chosen.tolist()}")
         return chosen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).open, (self._path, self.version, self._chosen)
 
     def __repr__(self) -> str:
         return (

@@ -6,16 +6,17 @@ again. The columns of the cache go along: a remote reader gets them as a whole i
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..console import human_bytes, log, progress
 from ..errors import ConfigError, NotFoundError, StoreError
-from .layout import CACHE, LOG, SEGMENTS, STAGING
-from .remote import SCHEMES, object_store
+from .layout import LOG, SEGMENTS, STAGING
+from .remote import SCHEMES, entry_path, newest_entry, object_store
 from .segment_index import column_files
 from .store import EpisodeStore
 
@@ -39,6 +40,8 @@ def push(*, store: str, to: str, threads: int = 16, private: bool = True, dry_ru
     """
     opened = EpisodeStore.open(store)
     _require_address(to)
+    if opened.is_part:
+        raise ConfigError(f"a part of a store cannot be pushed: push {opened.path}, or `brachium filter` it first")
     if to.startswith(("http://", "https://")):
         raise ConfigError(f"{to} cannot be written to: push to s3://, gs://, az://, file:// or {HUB}NAME/REPOSITORY")
     _keep_columns(opened)
@@ -106,10 +109,9 @@ def _files(store: EpisodeStore) -> Iterator[str]:
         yield from sorted(str(f.relative_to(store.path)) for f in folder.rglob("*") if f.is_file())
     for name in store.embodiments:
         part = store.of(name)
-        digest = part.embodiment.digest
         columns = [(f, ("values",)) for f in part.schema.fields]
         for column, arrays in [*columns, *((s.name, ("offset", "length")) for s in part.schema.images)]:
-            paths = [f"{CACHE}/{digest}/{column}/{file}" for file in column_files(part.steps.ids, arrays)]
+            paths = [f"{part.steps.folder_of(column)}/{file}" for file in column_files(part.steps.ids, arrays)]
             yield from (path for path in paths if (store.path / path).is_file())
     checkpoints = sorted((store.path / LOG).glob("*.ckpt.parquet"))
     entries = sorted((store.path / LOG).glob("*.json"))
@@ -128,6 +130,14 @@ def _push_to_objects(store: EpisodeStore, to: str, files: list[str], threads: in
             raise StoreError(f"another store is at {to}: choose another address")
     except FileNotFoundError:
         pass
+
+    def theirs_at(number: int) -> bytes | None:
+        try:
+            return bytes(obstore.get(objects, entry_path(number)).bytes())
+        except FileNotFoundError:
+            return None
+
+    _require_same_history(store.path, store.version, theirs_at, to)
     logs = [f for f in files if f.startswith(f"{LOG}/")]
 
     def send(path: str) -> None:
@@ -141,24 +151,47 @@ def _push_to_objects(store: EpisodeStore, to: str, files: list[str], threads: in
 
     with progress(f"pushing to {to}", total=len(files), unit="files") as bar, ThreadPoolExecutor(threads) as pool:
         try:
-            for some in ([f for f in files if f not in set(logs)], logs):
-                for _ in pool.map(send, some):
-                    bar.update(1)
+            for _ in pool.map(send, [f for f in files if f not in set(logs)]):
+                bar.update(1)
+            for path in logs:  # one after another: nobody may see an entry without those before it
+                send(path)
+                bar.update(1)
         except Exception as error:
             raise StoreError(f"cannot push to {to}: {error}. Typed again, it goes on") from error
+
+
+def _require_same_history(root: Path, version: int, theirs: Callable[[int], bytes | None], where: str) -> None:
+    """Raise StoreError unless the log of a store at `root` goes on where the one that `theirs` gives ends."""
+    newest = newest_entry(lambda number: theirs(number) is not None)
+    common = min(newest, version)
+    if common >= 0 and (root / entry_path(common)).read_bytes() != theirs(common):
+        raise StoreError(
+            f"{where} and {root} were both changed since they were the same: `brachium merge` a pulled copy with yours"
+        )
+    if newest > version:
+        raise StoreError(f"{where} has version {newest}, {root} version {version}: pull it first")
 
 
 def _pull_from_objects(objects: Any, source: str, target: Path, threads: int) -> None:
     """Log and metadata through a remote reader, then the segments that its episodes are in."""
     from .remote import RemoteStore
 
-    with tempfile.TemporaryDirectory() as folder:
-        far = RemoteStore(objects, folder, threads=threads)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(RemoteStore(objects, folder, threads=threads)) as far,
+    ):
+        version = far.store.version
+        far.fetch_all(entry_path(number) for number in range(version + 1))  # older versions can be opened, too
         mine = target / "zarr.json"
         if mine.exists() and mine.read_bytes() != (Path(folder) / "zarr.json").read_bytes():
             raise StoreError(f"another store is at {target}: choose another out=")
         if target.exists() and not mine.exists() and any(target.iterdir()):
             raise StoreError(f"{target} exists and is no episode store: choose another path")
+        entries = {int(p.stem): p for p in (target / LOG).glob("*.json")}
+        if entries:
+            _require_same_history(
+                Path(folder), version, lambda n: entries[n].read_bytes() if n in entries else None, str(target)
+            )
         far.local = target
         for name in (LOG, SEGMENTS, STAGING):
             (target / name).mkdir(parents=True, exist_ok=True)
@@ -169,7 +202,6 @@ def _pull_from_objects(objects: Any, source: str, target: Path, threads: int) ->
                 far.pull_segment(segment)
                 bar.update(1)
         _copy_log(Path(folder), target)
-        far.close()
 
 
 def _copy_log(source: Path, target: Path) -> None:
@@ -194,6 +226,16 @@ def _push_to_hub(store: EpisodeStore, repository: str, files: Iterable[str], pri
             theirs = Path(api.hf_hub_download(repository, "zarr.json", repo_type="dataset")).read_bytes()
             if theirs != (store.path / "zarr.json").read_bytes():
                 raise StoreError(f"another store is at {HUB}{repository}: choose another repository")
+            _require_same_history(
+                store.path,
+                store.version,
+                lambda n: (
+                    Path(api.hf_hub_download(repository, entry_path(n), repo_type="dataset")).read_bytes()
+                    if entry_path(n) in have
+                    else None
+                ),
+                f"{HUB}{repository}",
+            )
         new = [CommitOperationAdd(f, store.path / f) for f in files if f not in have]
         if new:
             message = f"Version {store.version}: {store.num_episodes} episodes"

@@ -13,7 +13,7 @@ from ulid import ULID
 from ..errors import DiskSpaceError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import FeatureSpec
 from . import commitlog, recovery
-from .image import LOSSLESS, check_jpeg, image_profile
+from .image import LOSSLESS, check_jpeg, decode_into, image_profile
 from .layout import JOURNAL, disk_errors, dump_json
 from .schema import PRESENT
 from .staging import StagingSegment
@@ -270,6 +270,11 @@ class EpisodeWriter:
                     f"{where}: JPEG streams need a camera and a JPEG profile; this writer has {self._profile.name!r}"
                 )
             check_jpeg(bytes(image), camera.shape, where)
+            if self._profile.group > 1:  # it is decoded at the commit, where it is too late to refuse it
+                try:
+                    decode_into(np.frombuffer(image, np.uint8), np.empty(camera.shape, np.uint8), "jpeg")
+                except StoreError as error:
+                    raise SpecMismatchError(f"{where}: {error}") from error
             return bytes(image)
         array = np.asarray(image)
         if array.shape != camera.shape or array.dtype != np.dtype(camera.dtype):

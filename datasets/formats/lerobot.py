@@ -69,11 +69,11 @@ class LerobotImporter:
         videos: dict[Path, VideoFrames] = {}
         tables: dict[Path, pa.Table] = {}
         texts, noted = _tasks(source, info), _noted(source).get("episodes", [])
-        for about in _episodes(source, info):
-            if about["episode_index"] >= first:
+        for position, about in enumerate(_episodes(source, info)):  # numbers may have gaps
+            if position >= first:
                 episode = self._episode(source, info, about, texts, videos, tables)
                 if len(noted) == info["total_episodes"]:  # what was exported comes back with its labels
-                    labels = noted[about["episode_index"]]
+                    labels = noted[position]
                     tags, meta = tuple(labels["tags"]), {**labels["meta"], **episode.meta}
                     episode = replace(episode, success=labels["success"], tags=(*tags, *episode.tags), meta=meta)
                 yield episode
