@@ -169,7 +169,7 @@ def _require_same_history(root: Path, version: int, theirs: Callable[[int], byte
             f"{where} and {root} were both changed since they were the same: `brachium merge` a pulled copy with yours"
         )
     if newest > version:
-        raise StoreError(f"{where} has version {newest}, {root} version {version}: pull it first")
+        raise StoreError(f"{where} has version {newest}, and what it is to be has {version}: it is the newer one")
 
 
 def _pull_from_objects(objects: Any, source: str, target: Path, threads: int) -> None:

@@ -1,5 +1,6 @@
 """LeRobot data sets in and out, against LeRobotDataset itself."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -11,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from brachium.__main__ import main
-from brachium.datasets.convert import convert
+from brachium.datasets.convert import _locked, convert
 from brachium.datasets.formats.lerobot import LerobotImporter
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
-from brachium.errors import ConfigError, NotFoundError, SpecMismatchError, StoreError
+from brachium.errors import ConfigError, DiskSpaceError, NotFoundError, SpecMismatchError, StoreError
 from brachium.spec import EmbodimentSpec, FeatureSpec
 
 from .conftest import make_embodiment, make_schema
@@ -158,6 +159,48 @@ def test_version_2_1(older, tmp_path):
         for t, step in enumerate(steps):
             assert np.abs(step.images["front"].astype(int) - picture(k, t)).max() <= 3  # to YUV and back
     assert [e.meta["episode_index"] for e in importer.read(older, 2)] == [2]
+
+
+def test_numbers_with_gaps_are_gone_through_by_position(older):
+    rows = [json.loads(line) for line in (older / "meta/episodes.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["episode_index"] != 1]
+    (older / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, kept)) + "\n")
+    importer = LerobotImporter(embodiment=SPEC)
+    assert [e.meta["episode_index"] for e in importer.read(older)] == [0, 2]
+    assert [e.meta["episode_index"] for e in importer.read(older, 1)] == [2]
+
+
+def test_what_is_converted_survives_a_full_disk_and_a_second_try(older, tmp_path, monkeypatch):
+    real = LerobotImporter._episode
+
+    def stopping(self, source, info, about, *rest):
+        if about["episode_index"] == 2:
+            raise KeyboardInterrupt
+        return real(self, source, info, about, *rest)
+
+    arguments = {"source": str(older), "out": str(tmp_path / "o"), "data": LerobotImporter(embodiment=SPEC)}
+    with monkeypatch.context() as patch:
+        patch.setattr(LerobotImporter, "_episode", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            convert(**arguments)
+        patch.setattr("brachium.datasets.recovery.recover", _full)
+        with pytest.raises(DiskSpaceError):
+            convert(**arguments)
+    assert EpisodeStore.open(tmp_path / ".o.converting").num_episodes == 2
+    assert convert(**arguments)["episodes"] == 3
+
+
+def _full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_two_conversions_to_one_place(older, tmp_path):
+    arguments = {"source": str(older), "out": str(tmp_path / "o"), "data": LerobotImporter(embodiment=SPEC)}
+    with _locked(tmp_path / ".o.converting"):
+        for _ in range(2):  # who is refused takes nothing away from who is at work
+            with pytest.raises(StoreError, match="another conversion"):
+                convert(**arguments)
+    assert convert(**arguments)["episodes"] == 3
 
 
 @pytest.mark.parametrize("how", ["language", "index"])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from brachium.__main__ import main
+from brachium.datasets.derive import derive
 from brachium.datasets.selection import Selection
 from brachium.datasets.staging import StagingSegment
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
-from brachium.errors import ConfigError, StoreError
+from brachium.errors import ConfigError, SpecMismatchError, StoreError
 from brachium.spec import FeatureSpec
 
 from .conftest import fill, make_embodiment, make_schema, random_step
@@ -289,6 +290,51 @@ def test_a_compaction_that_was_killed_leaves_nothing_behind(store, capsys, monke
     assert not list(store.path.glob("staging/*"))
     assert not list(store.path.glob("segments/*/journal.bin"))
     assert len([p for p in store.path.glob("segments/*") if p.is_dir()]) == 3
+
+
+def test_an_error_after_the_commit_of_a_compaction_deletes_nothing(store, capsys, monkeypatch):
+    real = EpisodeStore.commit
+
+    def commit(self, actions):
+        real(self, actions)
+        raise KeyboardInterrupt
+
+    wanted = [content(store, k) for k in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeStore, "commit", commit)
+        run(capsys, "compact", f"store={store.path}", code=130)
+    assert [content(store.refresh(), k) for k in range(5)] == wanted
+
+
+def test_a_recording_may_be_called_compact(store):
+    writer = EpisodeWriter(store, fsync=False, source="compact", episodes_per_segment=9)
+    writer.begin("keep me")
+    writer.step(**random_step(store.schema, np.random.default_rng(0)))
+    writer.end(True)
+    writer._segment.release()  # as the kernel does for a dead process
+    EpisodeWriter(store).close()
+    assert store.refresh().episodes[-1].instruction == "keep me"
+
+
+def test_merge_keeps_what_is_optional(tmp_path):
+    plain, loose = make_schema(size=(8, 8)), replace(make_schema(size=(8, 8)), optional=("wrist",))
+    stores = []
+    for name, schema in (("plain", plain), ("loose", loose)):
+        made = EpisodeStore.create(tmp_path / name, schema)
+        with EpisodeWriter(made, fsync=False) as writer:
+            writer.begin(name)
+            step = random_step(schema, np.random.default_rng(0))
+            if name == "loose":
+                del step["images"]["wrist"]
+            writer.step(**step)
+            writer.end(True)
+        stores.append(made.refresh())
+    for order in (stores, stores[::-1]):
+        made = derive(tmp_path / f"all-{order[0].path.name}", [(part, [0]) for part in order])
+        assert made.schema.optional == ("wrist",)
+        assert sorted(made.lowdim("present")[:, 0].tolist()) == [False, True]
+    with pytest.raises(SpecMismatchError, match="wrist: always there, against optional"):
+        stores[1].set_schema(plain)
 
 
 def test_resize(store, tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Columns of all segments, their cache, and what is left where a segment is lost."""
 
 import json
+import multiprocessing
+import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ from hypothesis import strategies as st
 from brachium.datasets import commitlog, segment_index
 from brachium.datasets.episode_table import COLUMNS, EpisodeRecords, EpisodeTable
 from brachium.datasets.store import EpisodeStore
+from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import StoreError
 
-from .conftest import fill, make_schema
+from .conftest import fill, make_schema, random_step
 
 
 @pytest.fixture
@@ -82,6 +86,38 @@ def test_a_torn_cache_is_made_again(cached, damage):
         note = json.loads((folder / "note.json").read_text())
         (folder / "note.json").write_text(json.dumps({**note, "segments": "0" * 32}))
     same(everything(cached.refresh()), wanted)
+
+
+def test_presence_is_not_taken_from_another_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment_index, "CACHE_SEGMENTS", 0)
+    schema = replace(make_schema(size=(8, 8)), optional=("front", "wrist"))
+    store = EpisodeStore.create(tmp_path / "s", schema)
+    with EpisodeWriter(store, fsync=False) as writer:
+        writer.begin("x")
+        step = random_step(schema, np.random.default_rng(0))
+        del step["images"]["wrist"]
+        writer.step(**step)
+        writer.end(True)
+    assert store.refresh().lowdim("present").tolist() == [[True, False]]
+    turned = store.refresh().set_schema(replace(schema, optional=("wrist", "front")))
+    assert turned.lowdim("present").tolist() == [[False, True]]
+
+
+def _read_in_a_child(store, queue):
+    queue.put(store.read_images("front", range(6), threads=2).sum())
+
+
+def test_a_store_in_another_process(cached):
+    wanted = cached.read_images("front", range(6), threads=2).sum()  # the pool is there before the fork
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_read_in_a_child, args=(cached, queue))
+    child.start()
+    assert queue.get(timeout=60) == wanted
+    child.join()
+    again = pickle.loads(pickle.dumps(cached))  # what a spawned process gets
+    assert (again.version, again.embodiments) == (cached.version, cached.embodiments)
+    assert again.read_images("front", range(6)).sum() == wanted
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, cached):

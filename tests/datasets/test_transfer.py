@@ -1,15 +1,18 @@
 """Pushing and pulling: an object store in a folder, HTTP, and a stand-in for the Hub."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from brachium.__main__ import main
+from brachium.datasets import commitlog
 from brachium.datasets.store import EpisodeStore
+from brachium.errors import StoreError
 
-from .conftest import fill, make_schema, serve
+from .conftest import fill, make_embodiment, make_schema, serve
 
 pytest.importorskip("obstore", reason="type: uv pip install obstore")
 
@@ -81,6 +84,38 @@ def test_an_interrupted_pull_goes_on(store, tmp_path, capsys, monkeypatch):
     assert not list((out / "_log").iterdir())
     run(capsys, "pull", f"source=file://{far}", f"out={out}")
     same(store, real.open(out))
+
+
+def test_copies_that_went_two_ways_are_not_mixed(store, tmp_path, capsys):
+    far, other = tmp_path / "far", tmp_path / "other"
+    far.mkdir()
+    run(capsys, "push", f"store={store.path}", f"to=file://{far}")
+    run(capsys, "pull", f"source=file://{far}", f"out={other}")
+    fill(store, (3,), seed=1)
+    fill(EpisodeStore.open(other), (5,), seed=2)
+    run(capsys, "push", f"store={store.path}", f"to=file://{far}")
+    for words in (["push", f"store={other}", f"to=file://{far}"], ["pull", f"source=file://{far}", f"out={other}"]):
+        assert "both changed" in run(capsys, *words, code=2)
+    assert [e.length for e in EpisodeStore.open(far).episodes] == [4, 2, 7, 3]
+    assert [e.length for e in EpisodeStore.open(other).episodes] == [4, 2, 7, 5]
+    fill(store, (2,), seed=3)
+    assert "the newer one" in run(capsys, "pull", f"source=file://{far}", f"out={store.path}", code=2)
+
+
+def test_every_version_comes_along(store, tmp_path, capsys):
+    for k in range(70):
+        commitlog.commit(store.path, [{"action": "edit", "id": store.episodes[0].id, "instruction": f"{k}"}], after=k)
+    with serve(store.path) as (url, _):
+        run(capsys, "pull", f"source={url}", f"out={tmp_path / 'o'}")
+    assert EpisodeStore.open(tmp_path / "o", version=5).episodes[0].instruction == "2"
+    with pytest.raises(StoreError, match="is a store already"):
+        EpisodeStore.create(tmp_path / "o", store.schema)
+
+
+def test_a_part_is_not_pushed(store, tmp_path, capsys):
+    other = replace(store.schema, embodiment=replace(make_embodiment(cameras=()), name="other_arm"))
+    store.set_schema(other)
+    assert "a part of a store" in run(capsys, "push", f"store={store.path}@other_arm", f"to=file://{tmp_path}", code=2)
 
 
 def test_pull_over_http(store, tmp_path, capsys):

@@ -8,6 +8,7 @@ import zarr
 
 from brachium.__main__ import main
 from brachium.datasets import layout, recovery
+from brachium.datasets.image import image_profile
 from brachium.datasets.remote import RemoteStore
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.streamer import BlockStreamer
@@ -148,3 +149,15 @@ def test_videos_from_far_away(store, tmp_path):
             np.testing.assert_array_equal(batch.images["wrist"][:, 0], wanted)
     assert len(windows) == sum(LENGTHS)
     remote.close()
+
+
+def test_half_a_jpeg_is_refused_before_it_is_too_late(tmp_path):
+    store = EpisodeStore.create(tmp_path / "s", make_schema(size=SIZE))
+    whole = image_profile("jpeg").encode(picture(0, 0))
+    with EpisodeWriter(store, fsync=False, profile="video") as writer:
+        writer.begin("x")
+        writer.step(images={"front": whole, "wrist": whole}, state=np.zeros(3), action=np.zeros(2))
+        with pytest.raises(SpecMismatchError, match="no decodable JPEG"):
+            writer.step(images={"front": whole[:-40], "wrist": whole}, state=np.zeros(3), action=np.zeros(2))
+        writer.end(True)
+    assert store.refresh().total_frames == 1
