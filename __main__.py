@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "make one store of several"),
     "compact": ("compact", "join small segments of a store to large ones"),
     "resize": ("resize", "make a store whose images have other sizes"),
-    "convert": ("convert", "foreign episode data (RLDS, LeRobot) into an episode store"),
+    "convert": ("convert", "foreign episode data (RLDS, LeRobot, HDF5, replay buffers) into an episode store"),
     "export": ("export", "an episode store into a foreign format (LeRobot)"),
     "push": ("push", "copy an episode store to S3, GCS, Azure or the Hugging Face Hub"),
     "pull": ("pull", "copy an episode store from there"),

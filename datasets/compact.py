@@ -139,20 +139,22 @@ def _groups(store: EpisodeStore, enough: float) -> list[list[int]]:
     for episode in store.episodes:
         kept[episode.segment] = kept.get(episode.segment, 0) + episode.length
     sizes = {segment: float(_bytes(store.path, segment)) for segment in kept}
-    full = {s for s in kept if store.segments[s]["frames"] == kept[s]}
+    frames = {segment: about["frames"] for segment, about in store.segments.items()}
+    profiles = {segment: store.segment(segment).profile for segment in kept}
+    full = {s for s in kept if frames[s] == kept[s]}
     groups: list[list[int]] = []
     size, codec = 0.0, None
     for episode in store.episodes:
         if episode.segment in full and sizes[episode.segment] >= enough:
             continue
-        mine = store.segment(episode.segment).profile
+        mine = profiles[episode.segment]
         if mine.group > 1:  # groups of a video cannot be cut without encoding them again
             continue
         if not groups or size >= enough or mine != codec:
             groups.append([])
             size, codec = 0.0, mine
         groups[-1].append(episode.index)
-        size += sizes[episode.segment] * episode.length / max(1, store.segments[episode.segment]["frames"])
+        size += sizes[episode.segment] * episode.length / max(1, frames[episode.segment])
     # a group that is one whole segment already gains nothing
     return [g for g in groups if not (len({s := store.episodes[i].segment for i in g}) == 1 and s in full)]
 

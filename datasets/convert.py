@@ -16,6 +16,7 @@ from typing import Any
 from ..console import log, progress
 from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
+from .derive import require_free
 from .formats.base import EpisodeImporter, ImportedEpisode
 from .layout import disk_errors, fsync_dir
 from .schema import StoreSchema
@@ -56,7 +57,7 @@ def convert(
     if unlabelled not in UNLABELLED:
         raise ConfigError(f"no unlabelled={unlabelled!r}. {did_you_mean(unlabelled, UNLABELLED)}")
     target, origin = Path(out), Path(source)
-    _check_target(target, overwrite)
+    require_free(target, overwrite=overwrite)
     total = data.count(origin)
     embodiment = data.embodiment_of(origin)
     require_meaning(embodiment)
@@ -171,15 +172,6 @@ def _convert(store: EpisodeStore, data: EpisodeImporter, source: Path, unlabelle
         for number, episode in enumerate(data.read(source, first), start=first):
             _write(writer, episode, number, unlabelled)
             bar.update(1)
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
-        raise StoreError(f"{target} exists already: choose another out=, or say overwrite=true to replace it")
-    with contextlib.suppress(SpecMismatchError):
-        EpisodeStore.open(target)  # raises unless it is a store: nothing else is ever deleted
 
 
 def _write(writer: EpisodeWriter, episode: ImportedEpisode, number: int, unlabelled: str) -> None:

@@ -21,6 +21,16 @@ Part = tuple[EpisodeStore, Sequence[int]]
 """A store, and the numbers of the episodes that are taken of it."""
 
 
+def require_free(target: Path, *, overwrite: bool) -> None:
+    """Raise StoreError where something is at `target`, or, with `overwrite`, something that is no store."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise StoreError(f"{target} exists already: choose another out=, or say overwrite=true to replace it")
+    with contextlib.suppress(SpecMismatchError):
+        EpisodeStore.open(target)  # raises unless it is a store: nothing else is ever deleted
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to build in; it gets the name `target` when all went well, and is deleted otherwise.
@@ -28,11 +38,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         StoreError: Something is at `target` already, or, with `overwrite`, something that is no store.
     """
-    if target.exists():
-        if not overwrite:
-            raise StoreError(f"{target} exists already: choose another out=, or say overwrite=true to replace it")
-        with contextlib.suppress(SpecMismatchError):
-            EpisodeStore.open(target)  # raises unless it is a store: nothing else is ever deleted
+    require_free(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.making-{ULID()}"
     try:

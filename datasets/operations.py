@@ -13,7 +13,7 @@ from typing import Any
 
 from ..console import log, progress, table
 from ..errors import ConfigError, StoreError, did_you_mean
-from .derive import Part, derive, merged_schemas, new_folder
+from .derive import Part, derive, merged_schemas, new_folder, require_free
 from .episode import EpisodeInfo
 from .selection import OUTCOMES, Selection
 from .split import side
@@ -158,6 +158,8 @@ def split(
     if empty:
         raise StoreError(f"no episode falls to {', '.join(empty)}: use another seed=, by=, or larger shares")
     if _really(dry_run):
+        for path in parts:  # all or none
+            require_free(Path(path), overwrite=overwrite)
         for path, part in parts.items():
             if part[1]:
                 with new_folder(Path(path), overwrite=overwrite) as work:

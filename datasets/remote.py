@@ -29,11 +29,6 @@ TRIES, PAUSE_S = 4, 0.2
 """How often a request is made, and the pause before the second; it doubles."""
 
 
-def is_remote(path: str) -> bool:
-    """Whether `path` is the address of an object store."""
-    return path.startswith(SCHEMES)
-
-
 def object_store(url: str) -> Any:
     """Open the folder at `url` of an object store, with obstore; credentials come from the environment.
 
@@ -155,7 +150,6 @@ class RemoteStore:
 
     def _fetch_log(self) -> None:
         """The newest checkpoint and the entries after it; object stores over HTTP cannot list, so numbers are tried."""
-
         low = newest_entry(lambda number: self.exists(entry_path(number)))
         if low < 0:
             raise StoreError("damaged store: its log is missing")

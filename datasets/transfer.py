@@ -16,7 +16,7 @@ from typing import Any
 from ..console import human_bytes, log, progress
 from ..errors import ConfigError, NotFoundError, StoreError
 from .layout import LOG, SEGMENTS, STAGING
-from .remote import SCHEMES, entry_path, newest_entry, object_store
+from .remote import SCHEMES, RemoteStore, entry_path, newest_entry, object_store
 from .segment_index import column_files
 from .store import EpisodeStore
 
@@ -103,8 +103,7 @@ def _files(store: EpisodeStore) -> Iterator[str]:
     """Every file that is sent, in the order in which it must arrive: the log comes last."""
     yield "zarr.json"
     yield f"{SEGMENTS}/zarr.json"
-    used = dict.fromkeys(episode.segment for episode in store.episodes)
-    for segment in used:
+    for segment in store.segments:  # those of removed episodes too: older versions need them
         folder = store.path / SEGMENTS / segment
         yield from sorted(str(f.relative_to(store.path)) for f in folder.rglob("*") if f.is_file())
     for name in store.embodiments:
@@ -121,9 +120,18 @@ def _files(store: EpisodeStore) -> Iterator[str]:
 
 
 def _push_to_objects(store: EpisodeStore, to: str, files: list[str], threads: int) -> None:
+    objects = object_store(to)
+    try:
+        _send(store, objects, to, files, threads)
+    except StoreError:
+        raise
+    except Exception as error:  # of the network, or of the object store
+        raise StoreError(f"cannot push to {to}: {error}. Typed again, it goes on") from error
+
+
+def _send(store: EpisodeStore, objects: Any, to: str, files: list[str], threads: int) -> None:
     import obstore
 
-    objects = object_store(to)
     try:
         theirs = bytes(obstore.get(objects, "zarr.json").bytes())
         if theirs != (store.path / "zarr.json").read_bytes():
@@ -150,14 +158,11 @@ def _push_to_objects(store: EpisodeStore, to: str, files: list[str], threads: in
         obstore.put(objects, path, source)
 
     with progress(f"pushing to {to}", total=len(files), unit="files") as bar, ThreadPoolExecutor(threads) as pool:
-        try:
-            for _ in pool.map(send, [f for f in files if f not in set(logs)]):
-                bar.update(1)
-            for path in logs:  # one after another: nobody may see an entry without those before it
-                send(path)
-                bar.update(1)
-        except Exception as error:
-            raise StoreError(f"cannot push to {to}: {error}. Typed again, it goes on") from error
+        for _ in pool.map(send, files[: len(files) - len(logs)]):
+            bar.update(1)
+        for path in logs:  # one after another: nobody may see an entry without those before it
+            send(path)
+            bar.update(1)
 
 
 def _require_same_history(root: Path, version: int, theirs: Callable[[int], bytes | None], where: str) -> None:
@@ -173,9 +178,7 @@ def _require_same_history(root: Path, version: int, theirs: Callable[[int], byte
 
 
 def _pull_from_objects(objects: Any, source: str, target: Path, threads: int) -> None:
-    """Log and metadata through a remote reader, then the segments that its episodes are in."""
-    from .remote import RemoteStore
-
+    """Log and metadata through a remote reader, then the segments."""
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(RemoteStore(objects, folder, threads=threads)) as far,
@@ -196,7 +199,7 @@ def _pull_from_objects(objects: Any, source: str, target: Path, threads: int) ->
         for name in (LOG, SEGMENTS, STAGING):
             (target / name).mkdir(parents=True, exist_ok=True)
         far.fetch_all(["zarr.json", f"{SEGMENTS}/zarr.json"])
-        segments = list(dict.fromkeys(episode.segment for episode in far.store.episodes))
+        segments = far.store.segments
         with progress(f"pulling {source}", total=len(segments), unit="segments") as bar:
             for segment in segments:
                 far.pull_segment(segment)

@@ -53,11 +53,14 @@ def verify(*, store: str, decode: bool = False, remove: bool = False, threads: i
     by_segment: dict[str, list[EpisodeInfo]] = {}
     for episode in opened.episodes:
         by_segment.setdefault(episode.segment, []).append(episode)
+    frames = {segment: about["frames"] for segment, about in opened.segments.items()}
     with (
         progress(f"verifying {store}", total=len(by_segment), unit="segments") as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
-        for bad in pool.map(lambda s: list(check_segment(opened, s, by_segment[s], decode=decode)), by_segment):
+        for bad in pool.map(
+            lambda s: list(check_segment(opened.path, s, frames[s], by_segment[s], decode=decode)), by_segment
+        ):
             found += bad
             bar.update(1, damaged=len(found))
     lost = sorted({i for damage in found for i in damage.episodes})
@@ -77,15 +80,14 @@ def verify(*, store: str, decode: bool = False, remove: bool = False, threads: i
 
 
 def check_segment(
-    store: EpisodeStore, segment: str, episodes: list[EpisodeInfo], *, decode: bool = False
+    root: Path, segment: str, expected: int, episodes: list[EpisodeInfo], *, decode: bool = False
 ) -> Iterator[Damage]:
-    """Yield what is wrong with a segment, as far as it concerns `episodes`."""
-    path = store.path / SEGMENTS / segment
+    """Yield what is wrong with a segment of `expected` steps, as far as it concerns `episodes`."""
+    path = root / SEGMENTS / segment
     everybody = tuple(e.id for e in episodes)
     try:
         reader = SegmentReader(path)
         schema = reader.schema
-        expected = store.segments[segment]["frames"]
         if reader.frames != expected:
             yield Damage(str(path), f"has {reader.frames} steps, expected {expected}", everybody)
             return

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from brachium.__main__ import main
 from brachium.datasets.schema import StoreSchema
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
@@ -54,6 +55,14 @@ def fill(store, lengths, *, seed=0, successes=None, **options):
             writer.end(successes[i] if successes else True)
             given.append(steps)
     return given
+
+
+def run(capsys, *words, code=0):
+    """Run a command; return what it printed, errors and all."""
+    got = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    assert got == code, captured.out + captured.err
+    return captured.out + captured.err
 
 
 @pytest.fixture

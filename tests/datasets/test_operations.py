@@ -17,7 +17,7 @@ from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, SpecMismatchError, StoreError
 from brachium.spec import FeatureSpec
 
-from .conftest import fill, make_embodiment, make_schema, random_step
+from .conftest import fill, make_embodiment, make_schema, random_step, run
 
 LENGTHS = (4, 1, 6, 2, 5)
 
@@ -27,14 +27,6 @@ def store(tmp_path):
     made = EpisodeStore.create(tmp_path / "s", make_schema(size=(8, 12)))
     fill(made, LENGTHS, successes=[True, False, None, True, True], episodes_per_segment=2)
     return made.refresh()
-
-
-def run(capsys, *words, code=0):
-    """Run a command; return what it printed, errors and all."""
-    got = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    assert got == code, captured.out + captured.err
-    return captured.out + captured.err
 
 
 def content(store, index):

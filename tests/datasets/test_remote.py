@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brachium.datasets import remote as module
-from brachium.datasets.remote import RemoteStore, is_remote, object_store
+from brachium.datasets.remote import RemoteStore, object_store
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.streamer import BlockStreamer, _order
 from brachium.datasets.window import WindowDataset, WindowSpec
@@ -148,8 +148,6 @@ def test_failures_that_pass_are_lived_through(address, tmp_path, monkeypatch):
 
 
 def test_what_is_not_there_or_broken(store, memory, tmp_path):
-    assert is_remote("s3://bucket/x")
-    assert not is_remote("outputs/store")
     with pytest.raises(NotFoundError, match="no episode store there"):
         RemoteStore(obstore.store.MemoryStore(), tmp_path / "a")
     with pytest.raises(StoreError, match="cannot open nope"):

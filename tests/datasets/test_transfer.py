@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from brachium.__main__ import main
 from brachium.datasets import commitlog
 from brachium.datasets.store import EpisodeStore
 from brachium.errors import StoreError
 
-from .conftest import fill, make_embodiment, make_schema, serve
+from .conftest import fill, make_embodiment, make_schema, run, serve
 
 pytest.importorskip("obstore", reason="type: uv pip install obstore")
 
@@ -22,13 +21,6 @@ def store(tmp_path):
     made = EpisodeStore.create(tmp_path / "s", make_schema(size=(8, 8)))
     fill(made, (4, 2, 7), episodes_per_segment=2)
     return made.refresh()
-
-
-def run(capsys, *words, code=0):
-    got = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    assert got == code, captured.out + captured.err
-    return captured.out + captured.err
 
 
 def same(one, two):
@@ -59,6 +51,7 @@ def test_there_and_back_and_what_is_new(store, tmp_path, capsys):
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())  # nothing is sent twice
     run(capsys, "pull", f"source=file://{far}", f"out={out}")
     same(store.refresh(), EpisodeStore.open(out))
+    same(store, EpisodeStore.open(out, version=store.version))  # with the episode that was removed since
     assert EpisodeStore.open(out).version == store.refresh().version
 
 
