@@ -11,13 +11,20 @@ from ..spec import ActionChunk, EmbodimentSpec, Observation
 
 
 class ChunkPolicy(Protocol):
-    """Predicts a chunk of actions for each observation."""
+    """Predicts a chunk of actions for each observation.
+
+    Attributes:
+        embodiment: Who acts.
+        action_horizon: Actions h in a chunk.
+        noise_dim: Dimensions n of the noise that a chunk is drawn from.
+    """
 
     embodiment: EmbodimentSpec
     action_horizon: int
+    noise_dim: int
 
     def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
-        """Chunks (n, h, a) for n observations; the same observation and noise give the same chunk."""
+        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim); the same observation and noise give the same chunk."""
 
 
 class Policy(Protocol):

@@ -44,7 +44,7 @@ class ChunkExecutor:
             raise ConfigError(f"lanes {missing} act before reset(lane, seed)")
         asking = [k for k, lane in enumerate(lanes) if self._lanes[lane].step % self.replan_every == 0]
         if asking:
-            shape = (self.policy.action_horizon, self.embodiment.action.dim)
+            shape = (self.policy.action_horizon, self.policy.noise_dim)
             noise = np.stack([self._lanes[lanes[k]].rng.standard_normal(shape, np.float32) for k in asking])
             chunk = self.policy.predict([observations[k] for k in asking], noise)
             for row, k in enumerate(asking):

@@ -33,6 +33,7 @@ class VLAPolicy:
         self.model, self.name, self.batch_size = model.eval(), str(name), batch_size
         self.embodiment: EmbodimentSpec = model.embodiments[self.name]
         self.action_horizon = model.recipe.action_horizon
+        self.noise_dim = model.noise_dim(self.name)
 
     @classmethod
     def from_checkpoint(
@@ -47,7 +48,7 @@ class VLAPolicy:
         return read_meta(Path(path))
 
     def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
-        """Chunks (n, h, a) for n observations, in the embodiment's units."""
+        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim), in the embodiment's units."""
         rows, size = list(observations), self.batch_size
         chunks = []
         for start in range(0, len(rows), size):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from .encoder import Encoder, Encoding
 from .model import VLAModel, stack_images
 from .recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-3
 """Largest difference of a golden action, as a share of the action's range in the data; of a golden loss, of 1 + it."""
-FILES = ("meta.json", "recipe.json", "embodiments.json", "model.safetensors", "golden.safetensors", "tokenizer")
+FILES = ("meta.json", "recipe.json", "embodiments.json", "model.safetensors", "golden", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Golden:
     Attributes:
         embodiment: Name.
         observation: A batch of b observations.
-        noise: float32 (b, h, a).
+        noise: float32 (b, h, n), n the model's `noise_dim`.
         actions: float32 (b, h, a), in the embodiment's units.
         losses: float32 (b,), of those actions. A head that chooses among tokens may choose otherwise where two are
             equally likely and the last digits differ; its losses do not.
@@ -74,16 +74,15 @@ def losses_of(model: VLAModel, embodiment: str, observation: Observation, action
 def _encode(model: VLAModel, embodiment: str, observation: Observation) -> tuple[Encoding, Tensor]:
     spec, device = model.spec(embodiment), model.device
     images = stack_images(observation.images, spec, device)
-    tokens = torch.from_numpy(model.instructions(observation.instruction)).to(device)
     state = torch.from_numpy(np.array(observation.state, np.float32)).to(device)
-    return model.encode(images, tokens, state), state
+    tokens = model.tokens(observation.instruction, state, embodiment)
+    return model.encode(images, tokens, state, embodiment), state
 
 
 def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed: int = 0) -> Golden:
     """Compute the golden batch of a trained model."""
-    spec = model.spec(embodiment)
     rng = np.random.default_rng(seed)
-    shape = (len(observation.state), model.recipe.action_horizon, spec.action.dim)
+    shape = (len(observation.state), model.recipe.action_horizon, model.noise_dim(embodiment))
     noise = rng.standard_normal(shape).astype(np.float32)
     model.eval()
     actions = predict(model, embodiment, observation, noise)
@@ -96,8 +95,14 @@ def make_golden(model: VLAModel, embodiment: str, observation: Observation, seed
     )
 
 
-def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[str, Any]) -> Path:
-    """Write a checkpoint folder; it appears whole or not at all, and replaces an older one of the same name."""
+def save_checkpoint(path: Path, model: VLAModel, goldens: Sequence[Golden], meta: Mapping[str, Any]) -> Path:
+    """Write a checkpoint folder; it appears whole or not at all, and replaces an older one of the same name.
+
+    There must be a golden batch of every embodiment.
+    """
+    lacking = set(model.embodiments) - {golden.embodiment for golden in goldens}
+    if lacking:
+        raise CheckpointError(f"{path}: expected a golden batch of every embodiment, got none of {sorted(lacking)}")
     temporary = path.with_name(path.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -106,13 +111,15 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
     _dump(temporary / "embodiments.json", {k: v.to_dict() for k, v in model.embodiments.items()})
     model.tokenizer.save_pretrained(str(temporary / "tokenizer"))
     save_file(unshared(model.state_dict()), temporary / "model.safetensors")
-    arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
-    arrays |= {k: getattr(golden, k) for k in ("noise", "actions", "losses")} | {"state": golden.observation.state}
-    save_file(
-        {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
-        temporary / "golden.safetensors",
-        {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
-    )
+    (temporary / "golden").mkdir()
+    for golden in goldens:
+        arrays = {f"image/{k}": v for k, v in golden.observation.images.items()}
+        arrays |= {k: getattr(golden, k) for k in ("noise", "actions", "losses")} | {"state": golden.observation.state}
+        save_file(
+            {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
+            temporary / "golden" / f"{golden.embodiment}.safetensors",
+            {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
+        )
     _dump(temporary / "meta.json", {"format": FORMAT, **versions(), "sha256": _checksums(temporary), **meta})
     replace_folder(path, temporary)
     return path
@@ -120,8 +127,9 @@ def save_checkpoint(path: Path, model: VLAModel, golden: Golden, meta: Mapping[s
 
 def replace_folder(path: Path, temporary: Path) -> None:
     """Put a finished folder in the place of another; a crash meanwhile leaves the old one beside it."""
-    for file in temporary.iterdir():
-        share(file)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            share(file)
     old = _old(path)
     if path.exists():  # else a crash came between the two renames, and `old` is the only one
         shutil.rmtree(old, ignore_errors=True)
@@ -176,11 +184,12 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
             f"no checkpoint at {path}. Type: brachium list checkpoints   (or train one: brachium train store=STORE)"
         )
     missing = [name for name in FILES if not (path / name).exists()]
+    if "meta.json" not in missing:
+        meta = read_meta(path)
+        if meta.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {meta.get('format')}: train anew")
     if missing:
         raise CheckpointError(f"{path} is no whole checkpoint: expected {list(FILES)}, missing {missing}")
-    meta = read_meta(path)
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {meta.get('format')}")
     try:
         recipe = Recipe.from_dict(_load(path / "recipe.json"))
         embodiments = {k: EmbodimentSpec.from_dict(v) for k, v in _load(path / "embodiments.json").items()}
@@ -211,9 +220,23 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     return model.to(device)
 
 
-def verify_golden(model: VLAModel, path: Path) -> float:
-    """Recompute the golden batch on the CPU in float32; returns the largest difference as a share of the range."""
-    golden = read_golden(path)
+def verify_golden(model: VLAModel, path: Path) -> dict[str, float]:
+    """Recompute the golden batches on the CPU in float32.
+
+    Returns:
+        Embodiment -> the largest difference, as a share of the range.
+
+    Raises:
+        CheckpointError: One comes out differently, or is not there.
+    """
+    goldens = read_goldens(path)
+    lacking = sorted(set(model.embodiments) - set(goldens))
+    if lacking:
+        raise CheckpointError(f"{path}: no golden batch of {lacking}: damaged")
+    return {name: _verify(model, path, golden) for name, golden in goldens.items()}
+
+
+def _verify(model: VLAModel, path: Path, golden: Golden) -> float:
     try:
         got = predict(model, golden.embodiment, golden.observation, golden.noise)
         losses = losses_of(model, golden.embodiment, golden.observation, golden.actions)
@@ -225,21 +248,26 @@ def verify_golden(model: VLAModel, path: Path) -> float:
     worst = apart if model.head.discrete else float(np.max([worst, apart]))
     if not worst <= TOLERANCE:
         raise CheckpointError(
-            f"{path}: the golden batch comes out differently: expected the saved actions and losses within {TOLERANCE} "
-            f"of their range, got a difference of {worst:.3g}. The weights are not the ones saved, or a library "
-            f"computes otherwise: saved with {read_meta(path).get('versions')}, running {versions()['versions']}."
+            f"{path}: the golden batch comes out differently: expected the saved actions and losses of "
+            f"{golden.embodiment} within {TOLERANCE} of their range, got a difference of {worst:.3g}. The weights are "
+            "not the ones saved, or a library computes otherwise: "
+            f"saved with {read_meta(path).get('versions')}, running {versions()['versions']}."
         )
     return worst
 
 
-def read_golden(path: Path) -> Golden:
-    """Read the golden batch of a checkpoint."""
+def read_goldens(path: Path) -> dict[str, Golden]:
+    """Read the golden batches of a checkpoint, by embodiment."""
+    return {golden.embodiment: golden for golden in map(_read_golden, sorted((path / "golden").glob("*.safetensors")))}
+
+
+def _read_golden(file: Path) -> Golden:
     from safetensors import safe_open
 
     try:
-        with safe_open(path / "golden.safetensors", "np") as file:
-            metadata = file.metadata()
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        with safe_open(file, "np") as opened:
+            metadata = opened.metadata()
+            arrays = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
         observation = Observation(
             images={k.removeprefix("image/"): v for k, v in arrays.items() if k.startswith("image/")},
             state=arrays["state"],
@@ -253,7 +281,7 @@ def read_golden(path: Path) -> Golden:
             losses=arrays["losses"],
         )
     except Exception as error:
-        raise CheckpointError(f"{path / 'golden.safetensors'} is damaged: {error}") from error
+        raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """From one observation to what a head sees: the backbone, and the points it is asked for.
 
 With a point readout the encoding is small (a summary of the words, and points), so the encoder can be trained to
-ground, frozen, and its encodings cached a frame. Without one, the encoding is every token of the backbone.
+ground, frozen, and its encodings cached a frame. Without one, the encoding is all that the backbone has read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbones.base import Backbone, BackboneFeatures
+from .backbones.base import BackboneFeatures, Prefix
+from .backbones.resize import Images
 from .grounding import METRES, ROLES, PointReadout, Points
 from .recipe import Recipe, instantiate
 
@@ -23,24 +25,21 @@ class Encoding:
     """What a head sees of images and words; a frame each.
 
     Attributes:
-        words: Summary of the instruction, (b, d).
+        words: Summary of the instruction, (b, d). Empty without points.
         points: For each role uv a camera, visibility a camera, position [m]; (b, r * (3 n + 3)). Empty without points.
-        tokens: All tokens (b, l, d), or None when points stand for them.
-        mask: True at real tokens, (b, l).
+        prefix: What the backbone has read, or None when points stand for it.
     """
 
     words: Float[Tensor, "b d"]
     points: Float[Tensor, "b q"]
-    tokens: Float[Tensor, "b l d"] | None = None
-    mask: Bool[Tensor, "b l"] | None = None
+    prefix: Prefix | None = None
 
     def rows(self, index: Tensor) -> Encoding:
         """The encodings of some frames."""
         return Encoding(
             words=self.words[index],
             points=self.points[index],
-            tokens=None if self.tokens is None else self.tokens[index],
-            mask=None if self.mask is None else self.mask[index],
+            prefix=None if self.prefix is None else self.prefix.rows(index),
         )
 
     def detach(self) -> Encoding:
@@ -48,8 +47,7 @@ class Encoding:
         return Encoding(
             words=self.words.detach(),
             points=self.points.detach(),
-            tokens=None if self.tokens is None else self.tokens.detach(),
-            mask=self.mask,
+            prefix=None if self.prefix is None else self.prefix.detach(),
         )
 
 
@@ -68,7 +66,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: Any,
         body: tuple[int, ...] | None,
         cameras: int,
         vocab_size: int,
@@ -122,23 +120,37 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "b n height width 3"],
+        images: Images,
         tokens: Int[Tensor, "b l"],
         state: Float[Tensor, "b s"],
+        *,
+        image_mask: Bool[Tensor, "b n"] | None = None,
+        extra: Float[Tensor, "b e d"] | None = None,
+        keep: bool = False,
     ) -> Encoding:
-        """Encode one text an image set; `state` is in the embodiment's units."""
-        return self.encoding(self.read(images, tokens[:, None]), tokens, state)
+        """Encode one text an image set.
+
+        Args:
+            images, tokens: What to read.
+            state: In the embodiment's units, for a model that points.
+            image_mask: False at cameras that are not there; only without points.
+            extra: Tokens to read after the text; only without points.
+            keep: Keep keys and values of every layer.
+        """
+        if self.point_readout is not None:
+            return self.encoding(self.read(images, tokens[:, None]), tokens, state)
+        backbone: Any = self.backbone
+        real = tokens != self.pad_id
+        prefix = backbone.read(images, tokens, real, image_mask=image_mask, extra=extra, keep=keep)
+        nothing = prefix.states.new_zeros(len(tokens), 0)
+        return Encoding(words=nothing, points=nothing, prefix=prefix)
 
     def encoding(self, features: BackboneFeatures, tokens: Int[Tensor, "b l"], state: Float[Tensor, "b s"]) -> Encoding:
-        """What a head sees of the first text of some features, `tokens`."""
+        """What a head sees of the first text of some features, `tokens`, for a model that points."""
+        if self.point_readout is None:
+            raise RuntimeError("this encoder has no point readout")
         features = features.first_texts(1)
         words = features.readout[:, 0, 0].float()
-        if self.point_readout is None:
-            everything = torch.cat([features.image, features.text[:, 0], features.readout[:, 0]], dim=1)
-            real = torch.ones(everything.shape[:2], dtype=torch.bool, device=everything.device)
-            start = features.image.shape[1]
-            real[:, start : start + tokens.shape[1]] = tokens != self.pad_id
-            return Encoding(words=words, points=words[:, :0], tokens=everything, mask=real)
         found = self.point_readout(features, state[:, self.body])
         parts = [found.uv[:, 0].flatten(-2), found.visible[:, 0].sigmoid(), found.position[:, 0] / METRES]
         return Encoding(words=words, points=torch.cat(parts, dim=-1).flatten(1))
@@ -148,7 +160,8 @@ def build_encoder(
     recipe: Recipe, *, vocab_size: int, pad_id: int, cameras: int, body: tuple[int, ...] | None
 ) -> Encoder:
     """The encoder that a recipe describes; its backbone is fresh, or pretrained where it names a path."""
-    backbone = instantiate(recipe.backbone, vocab_size=vocab_size, readouts=1 + len(ROLES))
+    own: dict[str, Any] = {"readouts": 1 + len(ROLES)} if body is not None else {}
+    backbone = instantiate(recipe.backbone, vocab_size=vocab_size, **own)
     return Encoder(backbone=backbone, body=body, cameras=cameras, vocab_size=vocab_size, pad_id=pad_id)
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..datasets.normalize import Normalizer
 from ..datasets.statistics import Statistics
 from ..errors import SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
+from .backbones.resize import Images
 from .encoder import Encoding, build_encoder
 from .grounding import METRES, ROLES
-from .heads.base import Context
+from .heads.base import Context, HeadInputs
 from .recipe import Recipe, instantiate
 from .tokenizer import InstructionEncoder
 
@@ -40,8 +41,8 @@ class VLAModel(nn.Module):
     ) -> None:
         super().__init__()
         self.recipe, self.embodiments, self.tokenizer = recipe, embodiments, tokenizer
-        self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens)
-        first = _require_alike(embodiments, recipe.points)
+        self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens, recipe.prompt, recipe.special_tokens)
+        first = _require_alike(embodiments, recipe)
         self.encoder = build_encoder(
             recipe,
             vocab_size=len(tokenizer),
@@ -49,23 +50,48 @@ class VLAModel(nn.Module):
             cameras=len(first.cameras),
             body=tool_pose(first) if recipe.points else None,
         )
-        self.state_in = nn.ModuleDict({k: nn.Linear(e.state.dim, recipe.width) for k, e in embodiments.items()})
-        relative = 3 * len(ROLES) if recipe.points else 0
-        self.head = instantiate(
-            recipe.head,
-            context_dim=recipe.words_dim + self.encoder.points_dim + relative + recipe.width,
-            token_dim=0 if recipe.points else self.encoder.width,
-            action_horizon=recipe.action_horizon,
-            action_dims={k: e.action.dim for k, e in embodiments.items()},
-        )
-        self.words_in = nn.Sequential(
-            nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, recipe.words_dim), nn.Tanh()
-        )
+        wide = self.encoder.width
+        self.state_in = nn.ModuleDict()
+        if recipe.state != "prompt":
+            into = wide if recipe.state == "prefix" else recipe.width
+            self.state_in.update(
+                {k: nn.Linear(self._padded(e.state.dim, "state"), into) for k, e in embodiments.items()}
+            )
+        self.soft_prompts = nn.ParameterDict()
+        if recipe.soft_prompts:
+            self.soft_prompts.update(
+                {k: nn.Parameter(torch.randn(recipe.soft_prompts, wide) * 0.02) for k in embodiments}
+            )
+        inputs = self._head_inputs()
+        self.head = instantiate(recipe.head, inputs=inputs)
+        self.speech = None if recipe.speech is None else instantiate(recipe.speech, inputs=inputs)
+        self.words_in: nn.Module | None = None
+        if recipe.points:
+            self.words_in = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, recipe.words_dim), nn.Tanh())
         for name, spec in embodiments.items():
             for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
                 self.register_buffer(f"{kind}_scale_{name}", torch.ones(dim))
             self.register_buffer(f"action_active_{name}", torch.ones(spec.action.dim, dtype=torch.bool))
+
+    def _head_inputs(self) -> HeadInputs:
+        recipe, backbone = self.recipe, self.encoder.backbone
+        fixed = recipe.width if recipe.state == "vector" else 0
+        dims = {k: self._padded(e.action.dim, "action") for k, e in self.embodiments.items()}
+        common: dict[str, Any] = {"action_horizon": recipe.action_horizon, "action_dims": dims}
+        if recipe.points:
+            return HeadInputs(context_dim=fixed + recipe.words_dim + self.encoder.points_dim + 3 * len(ROLES), **common)
+        return HeadInputs(
+            context_dim=fixed,
+            token_dim=self.encoder.width,
+            layers=backbone.layers,
+            vocabulary=backbone.vocabulary,
+            **common,
+        )
+
+    def _padded(self, dim: int, kind: str) -> int:
+        pad = self.recipe.state_pad if kind == "state" else self.recipe.action_pad
+        return max(pad, dim)
 
     def set_statistics(self, embodiment: str, statistics: Statistics) -> None:
         """Set the normalisation of one embodiment from its data; missing statistics are an error.
@@ -82,14 +108,49 @@ class VLAModel(nn.Module):
             raise StoreError(f"embodiment {embodiment!r}: no action ever changes in the data, nothing to learn")
         self._buffer("action_active", embodiment).copy_(torch.from_numpy(active))
 
+    @property
+    def reads(self) -> str:
+        """What of the backbone its heads need: ``nothing``, ``states`` or ``layers``."""
+        return max((h.reads for h in (self.head, self.speech) if h is not None), key=READS.index)
+
+    def tokens(self, instructions: Iterable[str], state: Float[Tensor, "b s"], embodiment: str) -> Int[Tensor, "b l"]:
+        """The prompts as token ids, on the model's device; `state` is in the embodiment's units."""
+        told = None
+        if self.recipe.state == "prompt":
+            told = self._normalised("state", state, embodiment).detach().cpu().numpy()
+        return torch.from_numpy(self.instructions(instructions, told)).to(self.device)
+
     def encode(
         self,
-        images: UInt8[Tensor, "b n height width 3"],
+        images: Images,
         tokens: Int[Tensor, "b l"],
         state: Float[Tensor, "b s"],
+        embodiment: str,
+        *,
+        image_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Encoding:
-        """What the head sees of images and words."""
-        return self.encoder(images, tokens, state)
+        """What the head sees of images, words and, where the backbone reads it, the state.
+
+        Args:
+            images, tokens, state: Of the observations; `tokens` come from the method of that name.
+            embodiment: Whose they are.
+            image_mask: False at cameras that are not there.
+        """
+        if self.recipe.points:
+            return self.encoder(images, tokens, state)
+        extra = []
+        if embodiment in self.soft_prompts:
+            extra.append(self.soft_prompts[embodiment].expand(len(tokens), -1, -1))
+        if self.recipe.state == "prefix":
+            extra.append(self._body(state, embodiment)[:, None])
+        return self.encoder(
+            images,
+            tokens,
+            state,
+            image_mask=image_mask,
+            extra=torch.cat(extra, dim=1) if extra else None,
+            keep=self.reads == "layers",
+        )
 
     def loss(
         self,
@@ -101,41 +162,69 @@ class VLAModel(nn.Module):
         generator: torch.Generator,
     ) -> Float[Tensor, " b"]:
         """Loss of each window; padded steps and constant dimensions do not count."""
-        offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
-        active = self._buffer("action_active", embodiment)
-        normalised = (action - offset) / scale
-        context = self._context(encoding, state, embodiment, generator)
-        return self.head.loss(context, normalised, ~action_pad, active, embodiment, generator)
+        normalised, active = self.normalised_action(action, embodiment)
+        context = self.context(encoding, state, embodiment, generator)
+        seen = context.detach() if self.recipe.insulate else context
+        each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator)
+        if self.speech is not None:
+            said = self.speech.loss(context, normalised, ~action_pad, active, embodiment, generator)
+            each = each + self.recipe.speech_weight * said
+        return each
 
     def sample(
         self,
         encoding: Encoding,
         state: Float[Tensor, "b s"],
-        noise: Float[Tensor, "b h a"],
+        noise: Float[Tensor, "b h n"],
         embodiment: str,
     ) -> Float[Tensor, "b h a"]:
-        """Action chunks in the embodiment's units, inside its limits; the same noise gives the same chunks."""
+        """Action chunks in the embodiment's units, inside its limits; the same noise gives the same chunks.
+
+        The last axis of `noise` is `noise_dim`.
+        """
         offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
-        active = self._buffer("action_active", embodiment)
-        context = self._context(encoding, state, embodiment)
-        actions = self.head.sample(context, noise, active, embodiment).float() * active * scale + offset
-        spec = self.embodiments[embodiment].action
+        spec, active = self.embodiments[embodiment].action, self._buffer("action_active", embodiment)
+        context = self.context(encoding, state, embodiment)
+        found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment).float()
+        actions = found[..., : spec.dim] * active * scale + offset
         if spec.low:
             actions = torch.maximum(actions, torch.tensor(spec.low, device=actions.device))
         if spec.high:
             actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
         return actions
 
-    def _context(
+    def noise_dim(self, embodiment: str) -> int:
+        """Dimensions of the noise that `sample` takes: the action's, or what it is padded to."""
+        return self._padded(self.spec(embodiment).action.dim, "action")
+
+    def normalised_action(
+        self, action: Float[Tensor, "b h a"], embodiment: str
+    ) -> tuple[Float[Tensor, "b h n"], Bool[Tensor, " n"]]:
+        """Actions as heads see them, padded, and which dimensions count."""
+        active, wide = self._buffer("action_active", embodiment), self.noise_dim(embodiment)
+        return _widen(self._normalised("action", action, embodiment), wide), _widen(active, wide)
+
+    def _normalised(self, kind: str, value: Tensor, embodiment: str) -> Tensor:
+        return (value - self._buffer(f"{kind}_offset", embodiment)) / self._buffer(f"{kind}_scale", embodiment)
+
+    def _body(self, state: Float[Tensor, "b s"], embodiment: str) -> Float[Tensor, "b w"]:
+        normalised = self._normalised("state", state, embodiment)
+        return self.state_in[embodiment](_widen(normalised, self._padded(state.shape[-1], "state")))
+
+    def context(
         self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str, noise: torch.Generator | None = None
     ) -> Context:
-        offset, scale = self._buffer("state_offset", embodiment), self._buffer("state_scale", embodiment)
-        body = self.state_in[embodiment]((state - offset) / scale)
+        """What the head conditions on; with `noise`, in training, what is pointed at is blurred."""
+        self.spec(embodiment)
+        parts = [self._body(state, embodiment)] if self.recipe.state == "vector" else [state[:, :0]]
+        if self.words_in is None:
+            backbone: Any = self.encoder.backbone
+            return Context(vector=torch.cat(parts, dim=1), prefix=encoding.prefix, backbone=backbone)
         words = self.words_in(encoding.words)
         if noise is not None and self.training:
             draw = torch.randn(words.shape, generator=noise, device=noise.device).to(words)
             words = words + self.recipe.words_noise * draw
-        parts = [words, body]
+        parts.insert(0, words)
         readout = self.encoder.point_readout
         if readout is not None:
             # What matters for acting is where things are from the tool, not from the base.
@@ -149,7 +238,7 @@ class VLAModel(nn.Module):
             centred = per_role.clone()
             centred[..., -3:] = (per_role[..., -3:] * METRES - readout.centre) / METRES
             parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
-        return Context(vector=torch.cat(parts, dim=1), tokens=encoding.tokens, mask=encoding.mask)
+        return Context(vector=torch.cat(parts, dim=1))
 
     def _buffer(self, name: str, embodiment: str) -> Tensor:
         self.spec(embodiment)
@@ -173,15 +262,34 @@ class VLAModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def _require_alike(embodiments: Mapping[str, EmbodimentSpec], points: bool) -> EmbodimentSpec:
-    """The first embodiment, after a check that one encoder can serve all."""
+READS = ("nothing", "states", "layers")
+
+
+def _widen(x: Tensor, dim: int) -> Tensor:
+    """The last axis padded with zeros (False) to `dim`."""
+    return nn.functional.pad(x, (0, dim - x.shape[-1]))
+
+
+def _require_alike(embodiments: Mapping[str, EmbodimentSpec], recipe: Recipe) -> EmbodimentSpec:
+    """The first embodiment, after a check that one model can serve all."""
     if not embodiments:
         raise SpecMismatchError("a model needs at least one embodiment")
     first = next(iter(embodiments.values()))
     for name, spec in embodiments.items():
         if "." in name:
             raise SpecMismatchError(f"embodiment {name!r} names layers of the model: use no '.' in it")
-        if points and (spec.camera_names, tool_pose(spec)) != (first.camera_names, tool_pose(first)):
+        for feature, pad in ((spec.state, recipe.state_pad), (spec.action, recipe.action_pad)):
+            if pad and feature.dim > pad:
+                raise SpecMismatchError(
+                    f"embodiment {name!r}: {feature.name} has {feature.dim} dimensions, but the model pads to {pad}: "
+                    f"set model.{feature.name}_pad to at least {feature.dim}, or to 0"
+                )
+        if recipe.points and len({c.shape[:2] for c in spec.cameras}) > 1:
+            raise SpecMismatchError(
+                f"a model that points needs cameras of one size, embodiment {name!r} has "
+                f"{[c.shape[:2] for c in spec.cameras]}: set model.points=false, or record at one size"
+            )
+        if recipe.points and (spec.camera_names, tool_pose(spec)) != (first.camera_names, tool_pose(first)):
             raise SpecMismatchError(
                 f"a model that points needs embodiments of the same cameras and tool pose: {first.name!r} has "
                 f"{first.camera_names} and {first.state.names}, {name!r} has {spec.camera_names} and {spec.state.names}"
@@ -204,12 +312,9 @@ def tool_pose(spec: EmbodimentSpec) -> tuple[int, ...]:
     return tuple(names.index(name) for name in POSE if name in names)
 
 
-def stack_images(
-    images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device
-) -> UInt8[Tensor, "b n height width 3"]:
-    """Cameras of one size, in the spec's order: uint8 (b, n, height, width, 3)."""
+def stack_images(images: Mapping[str, np.ndarray], spec: EmbodimentSpec, device: torch.device) -> Images:
+    """Cameras in the spec's order: uint8 (b, n, height, width, 3), or a tuple, one each, where their sizes differ."""
     arrays = [images[name] for name in spec.camera_names]
-    sizes = {a.shape[-3:-1] for a in arrays}
-    if len(sizes) > 1:
-        raise SpecMismatchError(f"cameras of different sizes {sorted(sizes)} cannot be stacked: resize them first")
+    if len({a.shape[-3:-1] for a in arrays}) > 1:
+        return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
     return torch.from_numpy(np.stack(arrays, axis=1)).to(device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..datasets.episode import EpisodeInfo
 from ..datasets.sampler import ShuffledSampler
 from ..datasets.store import EpisodeStore
 from ..datasets.window import WindowDataset, WindowSpec
+from .backbones.resize import Images
 from .checkpoint import share
 from .encoder import Encoding
 from .model import VLAModel, stack_images
@@ -42,13 +43,14 @@ class PolicyBatch:
     `previous` (b, a) is the action before each window; where `first` (b,) is True there is none.
     """
 
+    embodiment: str
     state: Float[Tensor, "b s"]
     action: Float[Tensor, "b h a"]
     action_pad: Bool[Tensor, "b h"]
     previous: Float[Tensor, "b a"]
     first: Bool[Tensor, " b"]
     encoding: Encoding | None = None
-    images: UInt8[Tensor, "b n height width 3"] | None = None
+    images: Images | None = None
     tokens: Int[Tensor, "b l"] | None = None
 
     def encode(self, model: VLAModel) -> Encoding:
@@ -57,7 +59,7 @@ class PolicyBatch:
             return self.encoding
         if self.images is None or self.tokens is None:
             raise RuntimeError("a batch without encoding needs images and tokens")
-        return model.encode(self.images, self.tokens, self.state)
+        return model.encode(self.images, self.tokens, self.state, self.embodiment)
 
 
 class PolicyData:
@@ -95,7 +97,9 @@ class PolicyData:
         device = self.model.device
         now = window.frame[:, -1]
         before = self.store.lowdim("action")[np.maximum(now - 1, 0)].astype(np.float32)
+        name = self.store.embodiment.name
         common: dict[str, Any] = {
+            "embodiment": name,
             "previous": torch.from_numpy(before).to(device),
             "first": torch.from_numpy(np.isin(now, self.store.offsets)).to(device),
             "state": torch.from_numpy(window.state[:, -1]).to(device),
@@ -108,7 +112,7 @@ class PolicyData:
         return PolicyBatch(
             **common,
             images=stack_images(images, self.store.embodiment, device),
-            tokens=torch.from_numpy(self.model.instructions(window.instruction)).to(device),
+            tokens=self.model.tokens(window.instruction, common["state"], name),
         )
 
 
@@ -133,7 +137,7 @@ def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Enco
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             log(f"features are not kept: {path} cannot be written ({error})")
-    return Encoding(**{k: v.to(device) for k, v in tensors.items()})
+    return Encoding(words=tensors["words"].to(device), points=tensors["points"].to(device))
 
 
 def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
@@ -154,6 +158,7 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
                     stack_images(images, spec, device),
                     torch.from_numpy(tokens[owner[frames]]).to(device),
                     torch.from_numpy(state[frames]).to(device),
+                    spec.name,
                 )
             words.append(encoding.words.float().cpu())
             points.append(encoding.points.float().cpu())

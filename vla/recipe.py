@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from .model import VLAModel
 
+STATES = ("vector", "prefix", "prompt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -28,8 +30,19 @@ class Recipe:
         head: Action head class and its arguments.
         points: Whether the encoder points at what words name (and is grounded before the head is trained).
         action_horizon: Steps a chunk predicts.
-        max_tokens: Instruction length in tokens.
+        max_tokens: Length of the prompt in tokens.
         width: Width of the per-embodiment state encoding.
+        prompt: What the backbone reads: ``{instruction}``, and with ``state=prompt`` ``{state}``, between other words.
+        special_tokens: Whether the tokenizer adds its own (a begin token, for most) to the prompt.
+        state: Where the state goes: ``vector`` (to the head), ``prefix`` (a token after the prompt, as in SmolVLA) or
+            ``prompt`` (in words, 256 bins a dimension, as in pi0.5).
+        state_pad, action_pad: Dimensions that every state and action is padded to, as in models that pretrained one
+            layer for all robots; 0 for none.
+        soft_prompts: Learned tokens of each embodiment that the backbone reads after the prompt (X-VLA's).
+        speech: A head of the language model that says the actions beside the head proper, or null: class and arguments.
+        speech_weight: Weight of its loss.
+        insulate: Keep the head's gradient out of the backbone; what it learns it learns by `speech` (Driess et al.
+            2025).
         words_dim, words_noise: The summary of the instruction reaches the head through this many values in -1..1, with
             noise of this standard deviation in training. The points say where things are; of the words the head needs
             what to do, and a wider channel lets it learn single sentences by heart.
@@ -44,6 +57,15 @@ class Recipe:
     action_horizon: int = 8
     max_tokens: int = 20
     width: int = 128
+    prompt: str = "{instruction}"
+    special_tokens: bool = False
+    state: str = "vector"
+    state_pad: int = 0
+    action_pad: int = 0
+    soft_prompts: int = 0
+    speech: Mapping[str, Any] | None = None
+    speech_weight: float = 1.0
+    insulate: bool = False
     words_dim: int = 8
     words_noise: float = 0.5
     points_noise: float = 0.003
@@ -57,6 +79,22 @@ class Recipe:
                 raise ConfigError(f"model.{name}: expected a mapping with _target_, got {dict(getattr(self, name))}")
         if self.action_horizon < 1:
             raise ConfigError(f"expected action_horizon of at least 1, got {self.action_horizon}")
+        if self.state not in STATES:
+            raise ConfigError(f"unknown model.state {self.state!r}. {did_you_mean(self.state, STATES)}")
+        if "{instruction}" not in self.prompt or ("{state}" in self.prompt) != (self.state == "prompt"):
+            raise ConfigError(
+                "model.prompt: expected {instruction} in it, and {state} with model.state=prompt alone, got "
+                f"{self.prompt!r} with state={self.state}"
+            )
+        if self.points and (self.state != "vector" or self.soft_prompts or self.speech or self.insulate):
+            raise ConfigError(
+                "a model that points sees the backbone through its points alone: state=prefix or prompt, soft_prompts, "
+                "speech and insulate need model.points=false"
+            )
+        if self.insulate and self.speech is None:
+            raise ConfigError("model.insulate: nothing would train the backbone; give model.speech, a head that speaks")
+        if min(self.state_pad, self.action_pad, self.soft_prompts) < 0:
+            raise ConfigError("expected state_pad, action_pad and soft_prompts from 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; `from_dict` is the inverse."""

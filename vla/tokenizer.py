@@ -66,28 +66,48 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 class InstructionEncoder:
-    """Instructions -> token ids of one fixed length, padded on the left, with a cache.
+    """Instructions (and states) -> token ids of one fixed length, padded on the left, with a cache.
 
     Args:
         tokenizer: Any Hugging Face tokenizer with a pad token.
-        length: Tokens kept; longer instructions lose their beginning.
+        length: Tokens kept; longer prompts lose their beginning.
+        prompt: What is read: ``{instruction}`` and perhaps ``{state}`` between other words.
+        special_tokens: Whether the tokenizer adds its own (a begin token, for most).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        prompt: str = "{instruction}",
+        special_tokens: bool = False,
+    ) -> None:
+        self.tokenizer, self.length, self.prompt, self.special = tokenizer, length, prompt, special_tokens
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         self.unknown = int(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else self.pad
         self._cache: dict[str, np.ndarray] = {}
 
-    def __call__(self, instructions: Iterable[str]) -> np.ndarray:
-        """Return int64 (b, l)."""
-        rows = []
-        for text in instructions:
-            if text not in self._cache:
-                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][-self.length :]
-                self._cache[text] = np.array([self.pad] * (self.length - len(ids)) + ids, np.int64)
-            rows.append(self._cache[text])
-        return np.stack(rows)
+    def __call__(self, instructions: Iterable[str], state: np.ndarray | None = None) -> np.ndarray:
+        """Return int64 (b, l); `state` (b, s), normalised to [-1, 1], is written as whole numbers from 0 to 255."""
+        texts = list(instructions)
+        if state is None:
+            return np.stack([self._cached(self.prompt.format(instruction=text)) for text in texts])
+        said = [" ".join(map(str, row)) for row in state_bins(state)]
+        return np.stack([self._encode(self.prompt.format(instruction=t, state=s)) for t, s in zip(texts, said)])
+
+    def _cached(self, text: str) -> np.ndarray:
+        if text not in self._cache:
+            self._cache[text] = self._encode(text)
+        return self._cache[text]
+
+    def _encode(self, text: str) -> np.ndarray:
+        ids = self.tokenizer(text, add_special_tokens=self.special)["input_ids"][-self.length :]
+        return np.array([self.pad] * (self.length - len(ids)) + ids, np.int64)
+
+
+def state_bins(state: np.ndarray) -> np.ndarray:
+    """The bin of each value among 256 from -1 to 1, as pi0.5 and pi0-FAST were trained on: below -1 it is -1."""
+    return np.digitize(state, np.linspace(-1.0, 1.0, 257)[:-1]) - 1
 
 
 IMAGE = "<image>"

@@ -134,7 +134,7 @@ def train(
         "seed": optimization.seed,
         "statistics": statistics.to_dict(),
     }
-    checkpoint = save_checkpoint(folder / "checkpoint", vla.cpu(), _golden(vla, data, training), notes)
+    checkpoint = save_checkpoint(folder / "checkpoint", vla.cpu(), [_golden(vla, data, training)], notes)
     load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
     (folder / "resume-act.safetensors").unlink(missing_ok=True)
     log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
@@ -364,7 +364,8 @@ def evaluate_heldout(vla: VLAModel, data: PolicyData, embodiment: str, statistic
         batch = data.batch(chosen[first : first + EVALUATED_AT_ONCE])
         encoding = batch.encode(vla)
         each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, draws)
-        drawn = torch.randn(batch.action.shape, generator=noise).to(batch.action.device)
+        shape = (*batch.action.shape[:2], vla.noise_dim(embodiment))
+        drawn = torch.randn(shape, generator=noise).to(batch.action.device)
         real = (~batch.action_pad)[:, :, None] & vla.get_buffer(f"action_active_{embodiment}")
         guesses = {
             "action_error": vla.sample(encoding, batch.state, drawn, embodiment),

@@ -26,6 +26,7 @@ class Noisy:
 
     def __init__(self, gripper="open_is_1"):
         self.embodiment, self.action_horizon = embodiment(gripper), HORIZON
+        self.noise_dim = self.embodiment.action.dim
         self.asked = []
 
     def chunk(self, state, noise):

@@ -21,6 +21,7 @@ class Wanderer:
 
     def __init__(self, spec):
         self.embodiment, self.action_horizon = spec, 4
+        self.noise_dim = spec.action.dim
 
     def predict(self, observations, noise):
         high = np.asarray(self.embodiment.action.high, np.float32)

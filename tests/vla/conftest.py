@@ -21,7 +21,7 @@ HEADS = {
     "flow": {"_target_": "brachium.vla.heads.flow.FlowHead", "width": 32, "depth": 2, "steps": 3, "draws": 2},
     "tokenized": {
         "_target_": "brachium.vla.heads.tokenized.TokenizedHead",
-        "bins": 16,
+        "tokenizer": {"_target_": "brachium.vla.action_tokens.bins.BinTokenizer", "bins": 16},
         "width": 16,
         "depth": 2,
         "heads": 2,

@@ -20,7 +20,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 def make(model_type="smolvlm", seed=0, **options):
     torch.manual_seed(seed)
-    return HFBackbone(config=vlm_config(model_type), vocab_size=VOCABULARY, **options).eval()
+    return HFBackbone(config=vlm_config(model_type), vocab_size=VOCABULARY, **{"readouts": 3, **options}).eval()
 
 
 @pytest.fixture(scope="module", params=["smolvlm", "idefics3"])
@@ -201,7 +201,7 @@ def test_a_saved_model_loads_as_it_was(backbone, tmp_path, dtype):
     for parameter in backbone.parameters():
         parameter.copy_(parameter.to(dtype).float())
     copy.deepcopy(backbone.vlm).to(dtype).save_pretrained(tmp_path)
-    loaded = HFBackbone(path=str(tmp_path)).eval()
+    loaded = HFBackbone(path=str(tmp_path), readouts=3).eval()
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     loaded.readouts.copy_(backbone.readouts)
     inputs = make_inputs()
@@ -209,7 +209,7 @@ def test_a_saved_model_loads_as_it_was(backbone, tmp_path, dtype):
     for name in ("vision", "image", "text", "readout"):
         torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=0, atol=0)
     assert one.grid == two.grid
-    again = HFBackbone(config={**loaded.resolved_config(), "_resolved": True}, vocab_size=999).eval()
+    again = HFBackbone(config={**loaded.resolved_config(), "_resolved": True}, vocab_size=999, readouts=3).eval()
     again.load_state_dict(loaded.state_dict())
     torch.testing.assert_close(again(*inputs).readout, one.readout, rtol=0, atol=0)
 

@@ -19,7 +19,7 @@ from brachium.vla.checkpoint import (
     load_checkpoint,
     make_golden,
     predict,
-    read_golden,
+    read_goldens,
     read_meta,
     save_checkpoint,
     verify_golden,
@@ -29,9 +29,8 @@ from .conftest import HEADS, backbone_node, make_embodiment, make_model, make_ob
 
 
 def save(path, model, meta=None):
-    name, spec = next(iter(model.embodiments.items()))
-    golden = make_golden(model, name, make_observation(spec, 4))
-    return save_checkpoint(path, model, golden, meta or {"note": "made by a test"})
+    goldens = [make_golden(model, name, make_observation(spec, 4)) for name, spec in model.embodiments.items()]
+    return save_checkpoint(path, model, goldens, meta or {"note": "made by a test"})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_a_loaded_model_acts_as_the_saved_one(tmp_path, head, points, model_type
 
 def test_saved_again_it_is_the_same(original, tmp_path):
     again = save(tmp_path / "again", load_checkpoint(original[0]))
-    for name in ("recipe.json", "embodiments.json", "model.safetensors", "golden.safetensors"):
+    for name in ("recipe.json", "embodiments.json", "model.safetensors", "golden/tiny.safetensors"):
         one, two = (folder / name for folder in (original[0], again))
         if name.endswith("json"):
             assert json.loads(one.read_text()) == json.loads(two.read_text())
@@ -100,7 +99,10 @@ def test_others_may_read_it_where_the_umask_lets_them(original, tmp_path, umask,
         path = save(tmp_path / "shared", load_checkpoint(original[0]))
     finally:
         os.umask(before)
-    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {mode}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.rglob("*") if file.is_file()} == {mode}
+    folders = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o777 & ~umask}
+    assert len(folders) > 1
 
 
 def test_a_pretrained_backbone_is_not_asked_for_again(tmp_path):
@@ -130,10 +132,10 @@ def test_meta_and_golden_come_back(original):
     meta = read_meta(path)
     assert meta["note"] == "made by a test"
     assert meta["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    golden = read_golden(path)
+    golden = read_goldens(path)["tiny"]
     assert golden.embodiment == "tiny"
     np.testing.assert_array_equal(golden.actions, predict(model, "tiny", golden.observation, golden.noise))
-    assert verify_golden(load_checkpoint(path), path) < 1e-5
+    assert verify_golden(load_checkpoint(path), path)["tiny"] < 1e-5
 
 
 def test_no_checkpoint_there(tmp_path):
@@ -148,7 +150,7 @@ def test_a_missing_file_is_named(copy, name):
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "golden.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "golden/tiny.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.9])
 def test_truncated_tensors_are_damage(copy, name, share):
     data = (copy / name).read_bytes()
@@ -181,7 +183,7 @@ def nudge(pattern, factor=1.05, add=0.05):
         "backbone.readouts",
         "pixel_mean",
         "point_readout.query.0.weight",
-        "head.action_out.tiny.bias",
+        "head.net.action_out.tiny.bias",
         "state_in.tiny.weight",
         "state_offset_tiny",
         "state_scale_tiny",
@@ -200,7 +202,7 @@ def test_a_tie_between_tokens_is_no_reason_to_refuse_but_another_head_is(tmp_pat
     """Greedy decoding may flip between equally likely bins on another machine; the losses of the actions do not."""
     path = save(tmp_path / "checkpoint", make_model(make_recipe("tokenized", points=True)))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "predict", lambda *args: read_golden(path).actions + 0.05)
+        patch.setattr(checkpoint_module, "predict", lambda *args: read_goldens(path)["tiny"].actions + 0.05)
         load_checkpoint(path)
     edit_weights(path, lambda w: next(v for k, v in w.items() if k.endswith("head.out.tiny.weight")).mul_(3.0))
     with pytest.raises(CheckpointError, match="golden batch comes out differently"):
@@ -208,14 +210,14 @@ def test_a_tie_between_tokens_is_no_reason_to_refuse_but_another_head_is(tmp_pat
 
 
 def test_a_continuous_head_must_give_the_same_actions(copy, monkeypatch):
-    golden = read_golden(copy)
+    golden = read_goldens(copy)["tiny"]
     monkeypatch.setattr(checkpoint_module, "predict", lambda *args: golden.actions + 0.05)
     with pytest.raises(CheckpointError, match="golden batch comes out differently"):
         load_checkpoint(copy)
 
 
 def test_losses_that_are_no_numbers_are_refused(copy):
-    edit_weights(copy, lambda w: w["losses"].fill_(float("nan")), "golden.safetensors")
+    edit_weights(copy, lambda w: w["losses"].fill_(float("nan")), "golden/tiny.safetensors")
     with pytest.raises(CheckpointError, match="golden batch comes out differently"):
         load_checkpoint(copy)
 
@@ -241,7 +243,7 @@ def test_notes_beside_a_checkpoint_do_no_harm(copy):
 
 
 def test_weights_that_are_not_finite_are_refused(copy):
-    edit_weights(copy, nudge("head.action_out.tiny.bias", add=float("nan")))
+    edit_weights(copy, nudge("head.net.action_out.tiny.bias", add=float("nan")))
     with pytest.raises(CheckpointError, match="golden batch"):
         load_checkpoint(copy)
 
@@ -270,8 +272,8 @@ def test_swapped_tool_axes_are_noticed(copy):
         ("recipe.json", lambda d: d.pop("head"), r"has no \['head'\]"),
         ("recipe.json", lambda d: d.update(action_horizon=8), "weights do not fit the recipe"),
         ("recipe.json", lambda d: d["backbone"]["config"].update(model_type="nothing"), "no model type 'nothing'"),
-        ("meta.json", lambda d: d.update(format=99), "expected checkpoint format 1, got 99"),
-        ("meta.json", lambda d: d.pop("format"), "expected checkpoint format 1, got None"),
+        ("meta.json", lambda d: d.update(format=99), "expected checkpoint format 2, got 99"),
+        ("meta.json", lambda d: d.pop("format"), "expected checkpoint format 2, got None"),
         ("embodiments.json", lambda d: d.update(other=d.pop("tiny")), "weights do not fit|golden batch"),
         ("embodiments.json", lambda d: d["tiny"].update(colour=1), "cannot build the model"),
         ("embodiments.json", lambda d: d["tiny"]["action"].update(shape=[4]), "cannot build the model"),
@@ -297,7 +299,7 @@ def test_surplus_weights_are_refused(copy):
 
 
 def test_a_golden_batch_of_something_else_is_refused(copy):
-    edit_weights(copy, lambda w: w.pop("image/wrist"), "golden.safetensors")
+    edit_weights(copy, lambda w: w.pop("image/wrist"), "golden/tiny.safetensors")
     with pytest.raises(CheckpointError, match="golden batch does not fit the model"):
         load_checkpoint(copy)
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brachium.errors import ConfigError
-from brachium.vla.heads.base import Context, ContextPool, masked_mean
-from brachium.vla.heads.flow import FlowHead, integrate, time_features
+from brachium.vla.backbones.base import Prefix
+from brachium.vla.heads.base import Context, ContextPool, HeadInputs, masked_mean
+from brachium.vla.heads.flow import FlowHead, time_features
+from brachium.vla.heads.solvers import integrate
 
 MEAN, STD = 0.4, 0.3
 
@@ -25,10 +27,7 @@ def gaussian_velocity(x, t, std=STD):
 def head(steps=5, solver="midpoint", action_dims=None, horizon=4, context_dim=6, seed=0, width=32, **options):
     torch.manual_seed(seed)
     made = FlowHead(
-        context_dim=context_dim,
-        token_dim=0,
-        action_horizon=horizon,
-        action_dims=action_dims or {"tiny": 3},
+        inputs=HeadInputs(context_dim=context_dim, action_horizon=horizon, action_dims=action_dims or {"tiny": 3}),
         width=width,
         depth=2,
         steps=steps,
@@ -73,7 +72,7 @@ def test_solvers_reproduce_a_gaussian(solver, order):
 @pytest.mark.parametrize(("std", "largest"), [(0.3, 0.005), (0.1, 0.03), (0.01, 0.02)])
 def test_the_default_sampler_is_close_for_wide_and_narrow_distributions(std, largest):
     """Heun with 5 steps leaves noise of 0.1 in an action that has one right value; Euler with 10 is off by 0.05."""
-    made = FlowHead(context_dim=1, token_dim=0, action_horizon=1, action_dims={"tiny": 1}, width=8, depth=1)
+    made = FlowHead(inputs=HeadInputs(context_dim=1, action_horizon=1, action_dims={"tiny": 1}), width=8, depth=1)
     noise = torch.randn(1000, 1, 1, dtype=torch.float64, generator=generator())
     got = integrate(lambda x, t: gaussian_velocity(x, t, std), noise, made.steps, made.solver)
     assert (got - (MEAN + std * noise)).square().mean().sqrt() < largest
@@ -245,12 +244,16 @@ def test_one_batch_is_learnt():
 
 
 def test_masked_tokens_have_no_say_in_the_pooled_context():
-    pool = ContextPool(context_dim=5, token_dim=7, width=16).eval()
+    pool = ContextPool(HeadInputs(context_dim=5, token_dim=7, action_horizon=1, action_dims={}), 16).eval()
+
+    def context(vector, tokens, mask):
+        return Context(vector=vector, prefix=Prefix(states=tokens, mask=mask, next=mask.sum(1)))
+
     vector, tokens = torch.randn(2, 5), torch.randn(2, 6, 7)
     mask = torch.tensor([[True] * 6, [True, True, False, False, True, True]])
-    before = pool(Context(vector=vector, tokens=tokens, mask=mask))
+    before = pool(context(vector, tokens, mask))
     tokens[1, 2:4] = 1e4
-    after = pool(Context(vector=vector, tokens=tokens, mask=mask))
+    after = pool(context(vector, tokens, mask))
     torch.testing.assert_close(before, after)
-    shorter = Context(vector=vector[1:], tokens=tokens[1:, [0, 1, 4, 5]], mask=mask[1:, [0, 1, 4, 5]])
+    shorter = context(vector[1:], tokens[1:, [0, 1, 4, 5]], mask[1:, [0, 1, 4, 5]])
     torch.testing.assert_close(before[1:], pool(shorter))

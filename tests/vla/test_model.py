@@ -1,13 +1,15 @@
 """The whole model: normalisation, limits, embodiments side by side, hostile specs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from brachium.datasets.normalize import Normalizer
 from brachium.errors import CheckpointError, ConfigError, SpecMismatchError, StoreError
+from brachium.spec import FeatureSpec
 from brachium.vla.checkpoint import make_golden, predict
-from brachium.vla.encoder import Encoding
 from brachium.vla.model import stack_images
 from brachium.vla.recipe import Recipe, instantiate
 
@@ -29,7 +31,8 @@ def encoded(model, spec, count=3, seed=0):
     images = stack_images(observation.images, spec, model.device)
     state = torch.from_numpy(observation.state)
     with torch.no_grad():
-        return model.encode(images, torch.from_numpy(model.instructions(observation.instruction)), state), state
+        tokens = model.tokens(observation.instruction, state, spec.name)
+        return model.encode(images, tokens, state, spec.name), state
 
 
 def loss_of(model, name, spec, seed=0):
@@ -224,11 +227,20 @@ def test_actions_that_never_change_are_nothing_to_learn():
         model.set_statistics("tiny", make_statistics(spec, constant=(0, 1, 2)))
 
 
-def test_cameras_of_different_sizes_are_refused():
-    spec = make_embodiment()
-    images = {"front": np.zeros((1, 32, 32, 3), np.uint8), "wrist": np.zeros((1, 16, 16, 3), np.uint8)}
-    with pytest.raises(SpecMismatchError, match="different sizes"):
-        stack_images(images, spec, torch.device("cpu"))
+def test_cameras_of_different_sizes_are_resized_one_by_one_but_a_model_that_points_refuses_them():
+    cameras = {"front": (48, 40), "wrist": (20, 24)}
+    pictures = tuple(FeatureSpec(name=n, shape=(*size, 3), dtype="uint8") for n, size in cameras.items())
+    spec = replace(make_embodiment(), cameras=pictures)
+    model = make_model(embodiments={"tiny": spec})
+    observation = make_observation(spec)
+    stacked = stack_images(observation.images, spec, torch.device("cpu"))
+    assert [image.shape for image in stacked] == [(3, 48, 40, 3), (3, 20, 24, 3)]
+    together = model.encoder.backbone.normalise(stacked)
+    for k, image in enumerate(stacked):
+        torch.testing.assert_close(together[:, k : k + 1], model.encoder.backbone.normalise(image[:, None]))
+    assert np.isfinite(make_golden(model, "tiny", observation).actions).all()
+    with pytest.raises(SpecMismatchError, match="cameras of one size"):
+        make_model(make_recipe(points=True), {"tiny": spec})
 
 
 def test_images_are_stacked_in_the_order_of_the_spec():
@@ -240,16 +252,18 @@ def test_images_are_stacked_in_the_order_of_the_spec():
 def test_all_tokens_reach_a_head_of_a_model_that_does_not_point():
     model, spec = make_model(), make_embodiment()
     encoding, _ = encoded(model, spec)
-    length = 8 + 8 + 3  # two cameras of 4 tokens, 8 words, 3 readouts
-    assert encoding.tokens.shape == (3, length, WIDTH)
-    assert encoding.mask.sum(1).tolist() == [
+    length = 8 + 8  # two cameras of 4 tokens, 8 words
+    prefix = encoding.prefix
+    assert prefix.states.shape == (3, length, WIDTH)
+    assert not prefix.keys  # this head asks for none
+    assert prefix.mask.sum(1).tolist() == [
         length - (model.instructions([text]) == model.instructions.pad).sum()
         for text in make_observation(spec).instruction
     ]
-    rows = encoding.rows(torch.tensor([2, 0]))
-    assert isinstance(rows, Encoding)
-    assert torch.equal(rows.tokens[1], encoding.tokens[0])
-    assert torch.equal(rows.mask[0], encoding.mask[2])
+    rows = encoding.rows(torch.tensor([2, 0])).prefix
+    assert torch.equal(rows.states[1], prefix.states[0])
+    assert torch.equal(rows.mask[0], prefix.mask[2])
+    assert torch.equal(rows.next, prefix.mask.sum(1)[[2, 0]])
 
 
 def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone():

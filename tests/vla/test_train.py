@@ -20,7 +20,7 @@ from brachium.datasets.normalize import Normalizer
 from brachium.datasets.statistics import compute_statistics
 from brachium.datasets.store import EpisodeStore
 from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError, StoreError
-from brachium.vla.checkpoint import load_checkpoint, predict, read_golden, read_meta
+from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
 from brachium.vla.ground import Grounding
 from brachium.vla.loop import Optimization, TrainLoop
 from brachium.vla.policy_data import PolicyData, cached_encodings, encoding_key, episode_key
@@ -197,7 +197,7 @@ def test_a_training_leaves_a_checkpoint_that_proves_itself(trained, demos):
     assert meta["store"]["fingerprint"] == demos.fingerprint
     assert meta["metrics"].keys() >= {"loss", "eval/loss", "eval/action_error", "eval/mean_error", "eval/last_error"}
     assert meta["grounding"].keys() >= {"eval/front_px", "eval/position_mm"}
-    golden = read_golden(trained / "checkpoint")
+    (golden,) = read_goldens(trained / "checkpoint").values()
     states = demos.lowdim("state")
     assert all((states == row).all(1).any() for row in golden.observation.state)
     statistics = compute_statistics(demos, episodes=[i for i in range(6) if i in trained_episodes(demos)])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
 
+from ..attention import LayerShape, Rotary
 from .packed import Packing
+from .resize import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,97 @@ class BackboneFeatures:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What a backbone has read so far: all that comes after is conditioned on it.
+
+    A head attends to `states`, or layer by layer to `keys` and `values` as the language model itself does; what goes on
+    from here (`Backbone.extend`) computes the numbers that one pass over everything would.
+
+    Attributes:
+        states: Last states, (b, p, d).
+        mask: True at real tokens, (b, p).
+        keys, values: Of each layer, (b, g, p, c); keys are turned to their positions. Empty where nobody asked.
+        next: Position of what follows, (b,).
+        spans: Where in it are ``images``, ``text``, ``extra`` and ``readouts``.
+    """
+
+    states: Float[Tensor, "b p d"]
+    mask: Bool[Tensor, "b p"]
+    next: Int[Tensor, " b"]
+    keys: tuple[Float[Tensor, "b g p c"], ...] = ()
+    values: tuple[Float[Tensor, "b g p c"], ...] = ()
+    spans: Mapping[str, slice] = field(default_factory=dict)
+
+    def detach(self) -> Prefix:
+        """The same, cut off from what computed it: no gradient of a head reaches the backbone."""
+        return replace(
+            self,
+            states=self.states.detach(),
+            keys=tuple(k.detach() for k in self.keys),
+            values=tuple(v.detach() for v in self.values),
+        )
+
+    def rows(self, index: Tensor) -> Prefix:
+        """Some rows, as often as `index` names them."""
+        return replace(
+            self,
+            states=self.states[index],
+            mask=self.mask[index],
+            next=self.next[index],
+            keys=tuple(k[index] for k in self.keys),
+            values=tuple(v[index] for v in self.values),
+        )
+
+    def repeat(self, times: int) -> Prefix:
+        """Each row `times` times, one after the other."""
+        return self.rows(torch.arange(len(self.states), device=self.states.device).repeat_interleave(times))
+
+
 class Backbone(Protocol):
-    """A vision-language model seen as an encoder of observations."""
+    """A model that reads images and words, and that heads condition on.
+
+    Attributes:
+        width: Width d of its states.
+        layers: Shape of its layers' keys and values.
+        rotary: How keys are turned to their positions; None where positions are added to the tokens.
+        vocabulary: Rows of its word embedding; 0 for a model that writes no words.
+    """
+
+    width: int
+    layers: LayerShape
+    vocabulary: int
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """How keys are turned to their positions."""
+
+    def read(
+        self,
+        images: Images,
+        tokens: Int[Tensor, "b l"],
+        token_mask: Bool[Tensor, "b l"],
+        *,
+        image_mask: Bool[Tensor, "b n"] | None = None,
+        extra: Float[Tensor, "b e d"] | None = None,
+        keep: bool = True,
+    ) -> Prefix:
+        """Read ``[images][text][extra][readouts]``; `keep` keeps keys and values."""
+
+    def extend(
+        self, prefix: Prefix, embeddings: Float[Tensor, "b q d"], mask: Bool[Tensor, "b q"], *, two_way: bool = False
+    ) -> Prefix:
+        """Go on reading after a prefix, causally or `two_way`; the result holds both."""
+
+    def embed(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Word embeddings as they enter the model."""
+
+    def next_words(self, states: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest w"]:
+        """Logits of the next token after each state."""
+
+
+class PointingBackbone(Protocol):
+    """A vision-language model seen as an encoder of observations with readouts after each of several texts."""
 
     width: int
     vision_width: int
@@ -93,8 +186,7 @@ class VLMFamily:
     Attributes:
         model_types: Names of `transformers` for the models of the family.
         pixels: Mean and standard deviation of each channel that the vision tower was trained with.
-        two_way: Whether image tokens see later ones too.
-        first: Position of the first token.
+        two_way: Whether image tokens see later ones too, and in `HFBackbone.read` the prompt's tokens as well.
         image_size: Edge of an image [px].
         grid: Rows and columns of patches.
         token_grid: Rows and columns of image tokens.
@@ -105,7 +197,6 @@ class VLMFamily:
     model_types: tuple[str, ...]
     pixels: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     two_way = False
-    first = 0
     image_size: int
     grid: tuple[int, int]
     token_grid: tuple[int, int]
@@ -127,20 +218,22 @@ class VLMFamily:
     def positions(self, cameras: int) -> tuple[Int[torch.Tensor, "x p"], int]:
         """Positions of that sequence along each of the model's axes, and where what follows goes on."""
         count = cameras * self.token_grid[0] * self.token_grid[1]
-        return self.first + torch.arange(count)[None], self.first + count
+        return torch.arange(count)[None], count
 
     def read(
         self,
         embeddings: Float[torch.Tensor, "b q d"],
-        mask: Float[torch.Tensor, "b 1 q q"] | None,
+        mask: Float[torch.Tensor, "b 1 q k"] | None,
         positions: Int[torch.Tensor, "x b q"],
         visual: Bool[torch.Tensor, " p"],
         deep: tuple[torch.Tensor, ...],
         packing: Packing | None,
+        cache: Any = None,
     ) -> Float[torch.Tensor, "b q d"]:
         """Last states of the language model; `visual` and `deep` are of the image tokens.
 
-        Who sees whom is in `mask`, which is additive, or in `packing`.
+        Who sees whom is in `mask`, which is additive, or in `packing`. A `cache` of `transformers` holds the keys and
+        values of what was read before, and gets the new ones.
         """
         extra: dict[str, Any] = {} if packing is None else {"packing": packing}  # the model hands it on to the kernel
         if deep:
@@ -154,7 +247,8 @@ class VLMFamily:
             inputs_embeds=embeddings,
             position_ids=positions[0] if len(positions) == 1 else positions,
             attention_mask=mask,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             **extra,
         ).last_hidden_state
         return states

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
-from transformers.utils import logging as hf_logging
+from transformers import DynamicCache
 
-from ...errors import CheckpointError, ConfigError, did_you_mean
-from .base import BackboneFeatures, VLMFamily
+from ...errors import ConfigError, did_you_mean
+from ..attention import LayerShape, Rotary, additive, block_mask
+from .base import BackboneFeatures, Prefix, VLMFamily
+from .load import build, load_pretrained, require_room
 from .packed import KERNEL, Packing
 from .paligemma import PaliGemma
 from .qwen_vl import QwenVL
+from .resize import FITS, Images, squares
 from .smolvlm import SmolVLM
-from .source import cannot_load, require_model_folder
 
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
@@ -31,16 +31,22 @@ FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 class HFBackbone(nn.Module):
     """A vision-language model with readout tokens.
 
-    The sequence is ``[images of every camera][text][readouts]``. The images come first and never look at texts, so k
-    texts about the same images share one image prefix. Texts are causal, and so are the images where the family's are;
-    PaliGemma's images see each other, its prompts are causal here, not two-way as in its own training.
+    There are two ways to run it. `forward` reads ``[images of every camera][text][readouts]`` with k texts on one image
+    prefix, for a model that points: images never look at texts, and texts are causal. `read` reads one prompt as the
+    model was trained to (PaliGemma's images and prompt see each other), keeps every layer's keys and values for heads
+    that attend to them, and `extend` goes on from there.
 
     Args:
         path: Local directory or hub name of a pretrained model; None builds `config` with random weights.
         config: Configuration of the model (``model_type`` and what differs from its defaults).
         vocab_size: Size of the tokenizer; used with `config`.
-        readouts: Number of learned tokens appended to each text (1 + number of roles).
+        readouts: Number of learned tokens appended to each text.
         image_size: Edge at which images enter the vision tower [px]; None for the model's own.
+        fit: How images get that size, one of `FITS`.
+        layers: Layers of the language model that are kept, from the first; None for all.
+        two_way: Whether images and prompt see each other in `read`; None for the way of the family.
+        scale: Multiply image and word embeddings by the root of the width, as SmolVLA does to SmolVLM's.
+        rope_theta: Base of the rotary embedding in place of the model's own (SmolVLA's is 10 000).
         attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, ``packed`` (`packed_attention`), or
             ``auto``: `packed` in training, else `sdpa`.
     """
@@ -54,25 +60,45 @@ class HFBackbone(nn.Module):
         path: str | None = None,
         config: Mapping[str, Any] | None = None,
         vocab_size: int | None = None,
-        readouts: int = 3,
+        readouts: int = 0,
         image_size: int | None = None,
+        fit: str = "stretch",
+        layers: int | None = None,
+        two_way: bool | None = None,
+        scale: bool = False,
+        rope_theta: float | None = None,
         attention: str = "auto",
     ) -> None:
         super().__init__()
-        self.attention = attention
+        self.attention, self.fit, self.scale = attention, fit, scale
+        if fit not in FITS:
+            raise ConfigError(f"unknown fit {fit!r}. {did_you_mean(fit, FITS)}")
         kernel = "sdpa" if attention == "auto" else attention
         if (path is None) == (config is None):
             raise ConfigError("a backbone needs either path (a directory or hub name) or config, and not both")
         if path is not None:
-            self.vlm = _load_pretrained(path, kernel)
-            _require_room(self.vlm, vocab_size, path)
+            self.vlm = load_pretrained(path, kernel)
+            require_room(self.vlm, vocab_size, path)
         else:
-            self.vlm = _build(dict(config or {}), vocab_size, kernel)
+            self.vlm = build(dict(config or {}), vocab_size, kernel)
         self.family = _family_of(self.vlm, image_size)
+        self.two_way = self.family.two_way if two_way is None else two_way
+        self._cut(layers)
+        if rope_theta is not None:
+            self._turn_by(rope_theta)
         self.image_size, self.grid = self.family.image_size, self.family.grid
         self.token_grid = self.family.token_grid
         self.width = int(self.vlm.config.text_config.hidden_size)
         self.vision_width = self.family.vision_width
+        text = self.vlm.config.text_config
+        self.layers = LayerShape(
+            count=len(self.family.language_model.layers),
+            heads=int(text.num_attention_heads),
+            groups=int(text.num_key_value_heads),
+            head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads),
+            rotary=True,
+        )
+        self.vocabulary = int(self.vlm.get_input_embeddings().weight.shape[0])
         self.readouts = nn.Parameter(torch.randn(readouts, self.width) * 0.02)
         mean, std = self.family.pixels
         self.register_buffer("pixel_mean", torch.tensor(mean).reshape(1, 3, 1, 1))
@@ -90,6 +116,33 @@ class HFBackbone(nn.Module):
     def _packs(self) -> bool:
         return str(self.vlm.config.text_config._attn_implementation) == KERNEL
 
+    @property
+    def rotary(self) -> Rotary:
+        """How the language model turns keys to their positions."""
+        own = self.family.language_model.rotary_emb
+        return Rotary(frequencies=own.inv_freq, scaling=float(own.attention_scaling))
+
+    def _cut(self, layers: int | None) -> None:
+        """Keep the first layers of the language model alone."""
+        model, text = self.family.language_model, self.vlm.config.text_config
+        if layers is None or layers == len(model.layers):
+            return
+        if not 1 <= layers <= len(model.layers):
+            raise ConfigError(f"layers: expected 1 to {len(model.layers)}, got {layers}")
+        model.layers = model.layers[:layers]
+        for config in {id(c): c for c in (text, model.config)}.values():
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
+
+    def _turn_by(self, theta: float) -> None:
+        rotary = self.family.language_model.rotary_emb
+        size = 2 * len(rotary.inv_freq)
+        rotary.inv_freq = theta ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+        rotary.original_inv_freq = rotary.inv_freq
+        text = self.vlm.config.text_config
+        text.rope_parameters = {**(text.rope_parameters or {"rope_type": "default"}), "rope_theta": theta}
+
     def resolved_config(self) -> dict[str, Any]:
         """The whole configuration, enough to build the same model without `path`."""
         return dict(self.vlm.config.to_dict())
@@ -97,33 +150,120 @@ class HFBackbone(nn.Module):
     @torch.no_grad()
     def fit_pixels(self, images: UInt8[Tensor, "b n height width 3"]) -> None:
         """Set the pixel normalisation: each camera's mean image, and one standard deviation for all."""
-        pixels = self._resize(images).float() / 255.0
+        pixels = squares(images, self.image_size, self.fit) / 255.0
         self.pixel_mean = pixels.mean(0)
         self.pixel_std = (pixels - self.pixel_mean).std().clamp(min=1e-3).expand_as(self.pixel_std).clone()
 
     def next_words(self, states: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest w"]:
         """Logits of the next token after each language-model state."""
-        return self.vlm.get_output_embeddings()(states)
+        logits: Tensor = self.vlm.get_output_embeddings()(states)
+        cap = getattr(self.vlm.config.text_config, "final_logit_softcapping", None)  # of Gemma 2
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Float[Tensor, "i p v"]:
         """Vision-tower features of normalised images of the tower's own size, row by row."""
         return self.family.look(pixels).patches
 
-    def normalise(self, images: UInt8[Tensor, "b n height width 3"]) -> Float[Tensor, "b n 3 side side"]:
+    def normalise(self, images: Images) -> Float[Tensor, "b n 3 side side"]:
         """Images as the vision tower sees them."""
-        return (self._resize(images).float() / 255.0 - self.pixel_mean) / self.pixel_std
+        return (squares(images, self.image_size, self.fit) / 255.0 - self.pixel_mean) / self.pixel_std
 
-    def _resize(self, images: UInt8[Tensor, "b n height width 3"]) -> Tensor:
-        """(b, n, 3, S, S), still 0..255."""
-        b, n = images.shape[:2]
-        pixels = images.permute(0, 1, 4, 2, 3)
-        size = self.image_size
-        if pixels.shape[-2:] != (size, size):
-            flat = nn.functional.interpolate(
-                pixels.flatten(0, 1).float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    def embed(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Word embeddings as they enter the language model."""
+        words: Tensor = self.vlm.get_input_embeddings()(tokens)
+        return words * self.width**0.5 if self.scale else words
+
+    def read(
+        self,
+        images: Images,
+        tokens: Int[Tensor, "b l"],
+        token_mask: Bool[Tensor, "b l"],
+        *,
+        image_mask: Bool[Tensor, "b n"] | None = None,
+        extra: Float[Tensor, "b e d"] | None = None,
+        keep: bool = True,
+    ) -> Prefix:
+        """Read ``[images][prompt][extra][readouts]``; see `Backbone`. Each part sees what stands before it."""
+        pixels = self.normalise(images)
+        b, n = pixels.shape[:2]
+        seen = self.family.look(pixels.flatten(0, 1))
+        pictures, visual = self.family.prefix(seen.tokens.unflatten(0, (b, n)))
+        if self.scale:
+            pictures = pictures * self.width**0.5
+        words = self.embed(tokens).to(pictures.dtype)
+        parts = {"images": pictures, "text": words}
+        if extra is not None:
+            parts["extra"] = extra.to(words.dtype)
+        parts["readouts"] = self.readouts.to(words.dtype).expand(b, *self.readouts.shape)
+        lengths = [part.shape[1] for part in parts.values()]
+        device, m = pictures.device, pictures.shape[1]
+        mask = torch.ones(b, sum(lengths), dtype=torch.bool, device=device)
+        if image_mask is not None:
+            mask[:, :m] = image_mask.repeat_interleave(m // n, dim=1)
+        mask[:, m : m + lengths[1]] = token_mask
+        told = m + lengths[1]
+        blocks = torch.zeros(told, dtype=torch.long) if self.two_way else torch.arange(told)
+        later = [torch.full((count,), told + k) for k, count in enumerate(lengths[2:])]
+        blocks = torch.cat([blocks, *later]).to(device).expand(b, -1)
+        where, start = self.family.positions(n)
+        if len(where) == 1:  # masked images take up no positions either
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[None]
+        else:
+            after = start + (mask[:, m:].cumsum(1) - 1).clamp(min=0)
+            positions = torch.cat(
+                [where.to(device)[:, None].expand(-1, b, -1), after.expand(len(where), -1, -1)], dim=2
             )
-            pixels = flat.reshape(b, n, 3, size, size)
-        return pixels
+        sequence = torch.cat(list(parts.values()), dim=1)
+        cache = DynamicCache() if keep else None
+        states = self.family.read(
+            sequence,
+            additive(block_mask(blocks, blocks, mask), sequence.dtype)[:, None],
+            positions,
+            visual,
+            seen.deep,
+            None,
+            cache,
+        )
+        edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        return Prefix(
+            states=states,
+            mask=mask,
+            next=positions.masked_fill(~mask, -1).amax((0, 2)) + 1,
+            spans={name: slice(edges[k], edges[k + 1]) for k, name in enumerate(parts)},
+            **_kept(cache),
+        )
+
+    def extend(
+        self, prefix: Prefix, embeddings: Float[Tensor, "b q d"], mask: Bool[Tensor, "b q"], *, two_way: bool = False
+    ) -> Prefix:
+        """Go on reading after a prefix; see `Backbone`."""
+        b, q = mask.shape
+        device, before = mask.device, prefix.mask.shape[1]
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values)):
+            cache.update(key, value, layer)
+        real = torch.cat([prefix.mask, mask], dim=1)
+        blocks = torch.zeros(q, dtype=torch.long) if two_way else torch.arange(q)
+        asking = blocks.to(device).expand(b, -1)
+        known = torch.cat([torch.full((b, before), -1, device=device), asking], dim=1)
+        steps = prefix.next[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
+        axes = len(self.family.positions(1)[0])
+        states = self.family.read(
+            embeddings,
+            additive(block_mask(asking, known, real), embeddings.dtype)[:, None],
+            steps.expand(axes, -1, -1),
+            torch.zeros(0, dtype=torch.bool, device=device),
+            (),
+            None,
+            cache,
+        )
+        return Prefix(
+            states=torch.cat([prefix.states, states], dim=1),
+            mask=real,
+            next=prefix.next + mask.sum(1),
+            spans=prefix.spans,
+            **_kept(cache),
+        )
 
     def forward(
         self,
@@ -169,6 +309,14 @@ class HFBackbone(nn.Module):
             tokens=seen.tokens.unflatten(0, (b, n)),
             attention=tuple(share.unflatten(1, (k, length + count))[:, :, :length] for share in shares),
         )
+
+
+def _kept(cache: DynamicCache | None) -> dict[str, tuple[Tensor, ...]]:
+    """Keys and values of every layer of a cache."""
+    if cache is None:
+        return {}
+    layers: list[Any] = cache.layers
+    return {"keys": tuple(layer.keys for layer in layers), "values": tuple(layer.values for layer in layers)}
 
 
 @contextmanager
@@ -223,19 +371,7 @@ def unpacked(packing: Packing, dtype: torch.dtype) -> Float[Tensor, "b 1 q q"]:
     for text in range(k):
         place = slice(prefix + text * each, prefix + (text + 1) * each)
         seen[:, place, place] = packing.own[:, text]
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let `transformers` draw no progress bars meanwhile: a model this small is there before one could be read."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+    return additive(seen, dtype)[:, None]
 
 
 def _family_of(vlm: Any, image_size: int | None) -> VLMFamily:
@@ -245,50 +381,3 @@ def _family_of(vlm: Any, image_size: int | None) -> VLMFamily:
             return family(vlm, image_size)
     known = sorted(name for family in FAMILIES for name in family.model_types)
     raise ConfigError(f"{type(vlm).__name__} ({model_type}) is of no family known here: expected one of {known}")
-
-
-def _require_room(vlm: Any, vocab_size: int | None, path: str) -> None:
-    rows = vlm.get_input_embeddings().weight.shape[0]
-    if vocab_size is not None and vocab_size > rows:
-        raise CheckpointError(
-            f"{path}: its tokenizer has {vocab_size} tokens, but the model embeds {rows}: they do not belong together"
-        )
-
-
-def _load_pretrained(path: str, attention: str) -> Any:
-    """The model at `path`, whole, with float32 weights (published ones are bf16, and training needs the digits)."""
-    require_model_folder(path)
-    try:
-        with quiet():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                path, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(cannot_load("a backbone", path, error)) from error
-    vlm, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
-        raise CheckpointError(
-            f"cannot load a backbone from {path!r}: {len(missing)} weights are missing, for example {missing[:3]}"
-        )
-    return vlm
-
-
-def _build(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any:
-    """A model with random weights."""
-    model_type = config.pop("model_type", None)
-    if model_type is None:
-        raise ConfigError("a backbone config needs model_type, for example smolvlm or idefics3")
-    if vocab_size is not None and not config.get("_resolved"):
-        text = {**config.get("text_config", {}), "vocab_size": vocab_size, "pad_token_id": 0}
-        config |= {"text_config": text, "pad_token_id": 0, "image_token_id": 1}
-    config.pop("_resolved", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"transformers knows no model type {model_type!r}. {did_you_mean(model_type, CONFIG_MAPPING)}"
-        )
-    try:
-        made = AutoConfig.for_model(model_type, **config)
-        return AutoModelForImageTextToText.from_config(made, attn_implementation=attention)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.backbone.config describes no {model_type} that can be built: {error}") from error

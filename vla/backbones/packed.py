@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ...errors import ConfigError
+from ..attention import additive
 
 KERNEL = "packed"
 
@@ -53,28 +54,24 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if packing is None:
-        if getattr(module, "is_causal", False):  # nobody made the mask that a text needs
+        if attention_mask is None and getattr(module, "is_causal", False):  # nobody made the mask that a text needs
             raise ConfigError(
                 "the kernel packed reads texts through HFBackbone alone: set attention=sdpa for other uses"
             )
         return (_weights(query @ key.mT, attention_mask, value, softcap) @ value).transpose(1, 2).contiguous(), None
     m, (_, k, e, _) = len(packing.prefix), packing.own.shape
-    first = _weights(query[:, :, :m] @ key[:, :, :m].mT, _additive(packing.prefix, query), value, softcap)
+    first = _weights(query[:, :, :m] @ key[:, :, :m].mT, additive(packing.prefix, query.dtype), value, softcap)
     images = first @ value[:, :, :m]
     mine, keys, values = (part[:, :, m:].unflatten(2, (k, e)) for part in (query, key, value))
     outer = (query[:, :, m:] @ key[:, :, :m].mT).unflatten(2, (k, e))
     inner = mine @ keys.mT
     if softcap is not None:
         outer, inner = (softcap * torch.tanh(scores / softcap) for scores in (outer, inner))
-    inner = inner + _additive(packing.own, query)[:, None]
+    inner = inner + additive(packing.own, query.dtype)[:, None]
     weights = _weights(torch.cat([outer, inner], dim=-1), None, value, None)
     shares = weights[..., :m].flatten(2, 3)
     texts = shares @ value[:, :, :m] + (weights[..., m:] @ values).flatten(2, 3)
     return torch.cat([images, texts], dim=2).transpose(1, 2).contiguous(), shares
-
-
-def _additive(seen: Bool[Tensor, "*rest k"], like: Tensor) -> Tensor:
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
 def _weights(scores: Tensor, mask: Tensor | None, like: Tensor, softcap: float | None) -> Tensor:

@@ -12,7 +12,7 @@ from .base import Seen, VLMFamily
 
 
 class PaliGemma(VLMFamily):
-    """What `HFBackbone` needs to know of PaliGemma: images see each other, and positions count from 1.
+    """What `HFBackbone` needs to know of PaliGemma: images and prompt see each other (prefix-LM).
 
     Gemma scales its word embeddings by the root of the width, inside the embedding or inside the model according to the
     version of `transformers`. Words and images are therefore embedded by the model's own methods only.
@@ -20,7 +20,6 @@ class PaliGemma(VLMFamily):
 
     model_types = ("paligemma",)
     two_way = True
-    first = 1
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         self.vlm, self.language_model = vlm, vlm.model.language_model

@@ -1,0 +1,230 @@
+"""Policies of LeRobot against our models with the same weights: every number on the way, and the files both ways."""
+
+import numpy as np
+import pytest
+import torch
+
+from brachium.spec import Observation
+from brachium.vla.checkpoint import predict
+from brachium.vla.exchange.lerobot import read_lerobot
+from brachium.vla.model import stack_images
+
+from . import lerobot_models as peers
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+TEXTS = ("put the red cube in the bowl", "push it")
+
+
+@pytest.fixture(scope="module")
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module", params=["pi0", "pi05", "smolvla"])
+def pair(request, tmp_path_factory, patched):
+    """(kind, their policy, its normaliser, its unnormaliser, our model)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    policy, _, config = peers.make_lerobot(request.param, folder, patched)
+    path, before, after = peers.save_lerobot(policy, config, folder / "policy", peers.statistics())
+    ours = read_lerobot(
+        path, tokenizer=peers.text_tokenizer(), control_hz=10.0, options={"vision_heads": 2, "head_dim": 8}
+    )
+    return request.param, policy, before, after, ours
+
+
+def observation(seed=0):
+    rng = np.random.default_rng(seed)
+    return Observation(
+        images={n: rng.integers(0, 256, (2, *size, 3), dtype=np.uint8) for n, size in peers.CAMERAS.items()},
+        state=rng.normal(0, 0.7, (2, peers.STATE)).astype(np.float32),
+        instruction=TEXTS,
+    )
+
+
+def their_inputs(policy, before, seen):
+    """What their model is called with: images, their masks, tokens, their mask, and the normalised state."""
+    batch = {f"observation.images.{k}": torch.from_numpy(v).permute(0, 3, 1, 2) / 255.0 for k, v in seen.images.items()}
+    kind = policy.name
+    state = before._normalize_observation({"observation.state": torch.from_numpy(seen.state)}, inverse=False)
+    state = state["observation.state"]
+    texts = [f"{text}\n" for text in seen.instruction]
+    if kind in ("pi05", "pi0_fast"):
+        bins = np.digitize(state.numpy(), bins=np.linspace(-1, 1, 256 + 1)[:-1]) - 1
+        end = "\nAction: " if kind == "pi05" else "\n"
+        texts = [f"Task: {t}, State: {' '.join(map(str, row))};{end}" for t, row in zip(seen.instruction, bins)]
+    asked = peers.text_tokenizer()(texts, padding="max_length", max_length=100, padding_side="right")
+    tokens, mask = torch.tensor(asked["input_ids"]), torch.tensor(asked["attention_mask"]).bool()
+    images, masks = policy.prepare_images(batch) if kind == "smolvla" else policy._preprocess_images(batch)
+    return images, masks, tokens, mask, torch.nn.functional.pad(state, (0, peers.PAD - peers.STATE))
+
+
+def our_context(ours, seen):
+    """Our context, and the sequence that entered the language model."""
+    name = next(iter(ours.embodiments))
+    entered = {}
+    language = ours.encoder.backbone.family.language_model
+    handle = language.register_forward_pre_hook(lambda module, args, kwargs: entered.update(kwargs), with_kwargs=True)
+    state = torch.from_numpy(seen.state)
+    images = stack_images(seen.images, ours.embodiments[name], torch.device("cpu"))
+    encoding = ours.encode(images, ours.tokens(seen.instruction, state, name), state, name)
+    handle.remove()
+    return name, ours.context(encoding, state, name), entered["inputs_embeds"]
+
+
+def real_rows(tensor, mask):
+    """Rows of (b, q, ...) where the mask is True, one example after the other."""
+    return torch.cat([row[m] for row, m in zip(tensor, mask)])
+
+
+def their_prefix(policy, inputs):
+    """Embedded prefix, its mask, and the keys and values of every layer."""
+    from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
+    images, masks, tokens, mask, state = inputs
+    extra = {"state": state} if policy.name == "smolvla" else {}
+    embedded, real, blocks = policy.model.embed_prefix(images, masks, tokens, mask, **extra)
+    seen = make_att_2d_masks(real, blocks)
+    positions = torch.cumsum(real, dim=1) - 1
+    if policy.name == "smolvla":
+        model = policy.model.vlm_with_expert
+    else:
+        model, seen = policy.model.paligemma_with_expert, prepare_attention_masks_4d(seen)
+        model.paligemma.model.language_model.config._attn_implementation = "eager"
+    _, cache = model.forward(
+        attention_mask=seen,
+        position_ids=positions,
+        past_key_values=None,
+        inputs_embeds=[embedded, None],
+        use_cache=True,
+    )
+    return embedded, real, cache
+
+
+@torch.no_grad()
+def test_the_prefix_is_theirs(pair):
+    kind, policy, before, _, ours = pair
+    seen = observation()
+    embedded, real, cache = their_prefix(policy, their_inputs(policy, before, seen))
+    _, context, entered = our_context(ours, seen)
+    prefix = context.prefix
+    torch.testing.assert_close(real_rows(entered, prefix.mask), real_rows(embedded, real), **CLOSE)
+    assert len(prefix.keys) == len(cache.layers) == (4 if kind == "smolvla" else 3)
+    for key, value, layer in zip(prefix.keys, prefix.values, cache.layers):
+        for own, their in ((key, layer.keys), (value, layer.values)):
+            found, wanted = own.transpose(1, 2), their.transpose(1, 2)
+            torch.testing.assert_close(real_rows(found, prefix.mask), real_rows(wanted, real), **CLOSE)
+
+
+def chunk(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    action = torch.randn(2, peers.CHUNK, peers.ACTION, generator=generator)
+    noise = torch.randn(2, peers.CHUNK, peers.PAD, generator=generator)
+    return action, noise, torch.tensor([0.3, 0.85])
+
+
+@torch.no_grad()
+def test_velocity_and_loss_are_theirs(pair):
+    kind, policy, before, _, ours = pair
+    seen = observation()
+    *asked, state = their_inputs(policy, before, seen)
+    action, noise, time = chunk()
+    wide = torch.nn.functional.pad(action, (0, peers.PAD - peers.ACTION))
+    extra = [] if kind == "pi05" else [state]
+    errors = policy.model.forward(*asked, *extra, wide, noise, time)
+    name, context, _ = our_context(ours, seen)
+    steps, dims = torch.ones(2, peers.CHUNK, dtype=torch.bool), torch.arange(peers.PAD) < peers.ACTION
+    mixed = time[:, None, None] * noise + (1 - time[:, None, None]) * wide
+    velocity = ours.head.velocity(ours.head.prepare(context, 1), mixed, time, name)
+    torch.testing.assert_close((velocity - (noise - wide)).square(), errors, atol=1e-5, rtol=1e-4)
+    loss = ours.head.loss_at(context, wide, steps, dims, name, noise, time)
+    torch.testing.assert_close(loss, errors[..., : peers.ACTION].mean((1, 2)), **CLOSE)
+    twice = ours.head.loss_at(
+        context, wide, steps, dims, name, noise.repeat_interleave(3, 0), time.repeat_interleave(3)
+    )
+    torch.testing.assert_close(twice, loss, **CLOSE)
+
+
+@torch.no_grad()
+def test_ten_step_actions_are_theirs(pair):
+    kind, policy, before, after, ours = pair
+    seen = observation()
+    *asked, state = their_inputs(policy, before, seen)
+    _, noise, _ = chunk()
+    extra = [] if kind == "pi05" else [state]
+    wanted = policy.model.sample_actions(*asked, *extra, noise=noise)[..., : peers.ACTION]
+    wanted = after._normalize_action(wanted, inverse=True)
+    got = predict(ours, next(iter(ours.embodiments)), seen, noise.numpy())
+    assert np.abs(wanted.numpy()).max() > 0.1
+    np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def fast_pair(tmp_path_factory, patched):
+    """PI0-FAST: (their policy, its normaliser, our model)."""
+    folder = tmp_path_factory.mktemp("pi0_fast")
+    policy, _, config = peers.make_lerobot("pi0_fast", folder, patched)
+    path, before, _ = peers.save_lerobot(policy, config, folder / "policy", peers.statistics())
+    published = policy.action_tokenizer.save(folder / "fast")
+    options = {"vision_heads": 2, "action_tokenizer_name": published}
+    ours = read_lerobot(path, tokenizer=peers.text_tokenizer(), control_hz=10.0, options=options)
+    return policy, before, ours
+
+
+@torch.no_grad()
+def test_the_prefix_of_pi0_fast_is_theirs(fast_pair):
+    policy, before, ours = fast_pair
+    seen = observation()
+    images, masks, tokens, mask, _ = their_inputs(policy, before, seen)
+    embedded, real, *_ = policy.model.embed_prefix_fast(images, masks, tokens, mask)
+    _, context, entered = our_context(ours, seen)
+    torch.testing.assert_close(real_rows(entered, context.prefix.mask), real_rows(embedded, real), **CLOSE)
+
+
+@torch.no_grad()
+def test_the_loss_of_pi0_fast_is_theirs(fast_pair):
+    from lerobot.processor import ActionTokenizerProcessorStep
+
+    policy, before, ours = fast_pair
+    seen = observation()
+    images, masks, tokens, mask, _ = their_inputs(policy, before, seen)
+    action = torch.from_numpy(peers.smooth_chunks(2, seed=5))
+    with pytest.MonkeyPatch.context() as patch:
+        text = peers.text_tokenizer()
+        asks = text.encode
+        both = {"encode": lambda t, **k: [*asks(t, add_special_tokens=False), 3] if t == "|" else asks(t, **k)}
+        for name, value in both.items():
+            patch.setattr(text, name, value)  # openpi ends with EOS, which LeRobot asks its tokenizer to add
+        patch.setattr("lerobot.processor.tokenizer_processor.AutoTokenizer", peers.Given(text))
+        step = ActionTokenizerProcessorStep(
+            action_tokenizer_input_object=policy.action_tokenizer, max_action_tokens=40, fast_skip_tokens=128
+        )
+        said, real = step._tokenize_action(action)
+    wanted = policy.model.forward(images, masks, tokens, mask, said, real)["loss"]
+    name, context, _ = our_context(ours, seen)
+    steps, dims = torch.ones(2, peers.CHUNK, dtype=torch.bool), torch.ones(peers.ACTION, dtype=torch.bool)
+    each = ours.head.loss(context, action, steps, dims, name, torch.Generator())
+    counts = real[:, 1:].sum(1)
+    assert len(set(counts.tolist())) > 1
+    torch.testing.assert_close((each * counts).sum() / counts.sum(), wanted, **CLOSE)
+
+
+@torch.no_grad()
+def test_what_pi0_fast_says_freely_is_what_theirs_says(fast_pair):
+    """Their sampler puts the begin token into the two-way prompt, unlike their training; so does this test."""
+    policy, before, ours = fast_pair
+    seen = observation()
+    images, masks, tokens, mask, _ = their_inputs(policy, before, seen)
+    wanted = policy.model.sample_actions_fast_kv_cache(images, masks, tokens, mask, max_decoding_steps=16)
+    state, name = torch.from_numpy(seen.state), "pi0_fast"
+    asked = ours.tokens(seen.instruction, state, name)
+    asked = torch.cat([asked, torch.full((2, 1), ours.head.begin[0])], dim=1)
+    pictures = stack_images(seen.images, ours.embodiments[name], torch.device("cpu"))
+    context = ours.context(ours.encode(pictures, asked, state, name), state, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours.head, "begin", [])
+        got = ours.head.speak(context, 16)
+    ends = [row.index(peers.BAR) if peers.BAR in row else len(row) for row in wanted.tolist()]
+    for own, their, end in zip(got.tolist(), wanted.tolist(), ends):
+        assert own[:end] == their[:end]
+    assert max(ends) > 4

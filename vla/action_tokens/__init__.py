@@ -1,0 +1,1 @@
+"""Action tokenizers: from chunks of numbers to tokens, and back."""

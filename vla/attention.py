@@ -1,0 +1,82 @@
+"""Who sees whom, where a token stands, and attention itself: what backbones and heads share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+def block_mask(
+    queries: Int[Tensor, "b q"], keys: Int[Tensor, "b k"], real: Bool[Tensor, "b k"]
+) -> Bool[Tensor, "b q k"]:
+    """Who sees whom: a token sees the real tokens of its own block and of all earlier ones.
+
+    One rule makes every mask used here: a causal text has a block a token, a two-way prefix one block in all, pi0's
+    suffix one for the state and one for the actions (Black et al. 2024, appendix B).
+    """
+    return (keys[:, None, :] <= queries[:, :, None]) & real[:, None, :]
+
+
+def additive(seen: Bool[Tensor, "*rest k"], dtype: torch.dtype) -> Float[Tensor, "*rest k"]:
+    """The mask as what is added to scores: 0 where seen, else the lowest number there is.
+
+    Not minus infinity: a row that sees nobody (padding) must have a finite softmax, or its gradient is NaN.
+    """
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary position embedding (Su et al. 2021), the two halves of a head turned against each other.
+
+    Attributes:
+        frequencies: Angle a position [rad], (c / 2,).
+        scaling: Factor on the result (1 but for long-context variants).
+    """
+
+    frequencies: Float[Tensor, " half"]
+    scaling: float = 1.0
+
+    def __call__(self, x: Float[Tensor, "b g q c"], positions: Int[Tensor, "b q"]) -> Float[Tensor, "b g q c"]:
+        """Turn queries or keys to their positions."""
+        angles = (positions[..., None].float() * self.frequencies.float())[:, None]
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        first, second = x.float().chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """Shape of a language model's attention layers, which a head that reads their keys and values must fit.
+
+    Attributes:
+        count: Number of layers.
+        heads: Query heads.
+        groups: Key and value heads.
+        head_dim: Size of each.
+        rotary: Whether keys are turned to their positions.
+    """
+
+    count: int
+    heads: int
+    groups: int
+    head_dim: int
+    rotary: bool
+
+
+def attend(
+    query: Float[Tensor, "b h q c"],
+    key: Float[Tensor, "b g k c"],
+    value: Float[Tensor, "b g k c"],
+    seen: Bool[Tensor, "b q k"] | None,
+) -> Float[Tensor, "b q hc"]:
+    """Scaled dot-product attention; h query heads share g key heads, h a multiple of g."""
+    share = query.shape[1] // key.shape[1]
+    if share > 1:
+        key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
+    mask = None if seen is None else additive(seen, query.dtype)[:, None]
+    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return found.transpose(1, 2).flatten(2)

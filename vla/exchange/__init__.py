@@ -1,0 +1,1 @@
+"""Policies of other frameworks, brought in and out."""

@@ -1,0 +1,130 @@
+"""Diffusion: noise is taken out of a chunk step by step (Ho et al. 2020), with Octo's network (Ghosh et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ...errors import ConfigError, did_you_mean
+from .base import Context, ContextPool, HeadInputs, masked_mean
+from .flow import time_features
+from .mlp import ChunkMLP
+
+SAMPLERS = ("ddpm", "ddim")
+CLIP = 5.0
+"""Largest normalised action that sampling may pass through, as in Octo."""
+
+
+class DiffusionHead(nn.Module):
+    """Denoising diffusion over the whole chunk: the network predicts the noise (epsilon).
+
+    Args:
+        inputs: What the head is built for.
+        width: Width of the residual blocks.
+        depth: Number of residual blocks.
+        levels: Noise levels in training; their variances follow a cosine (Nichol & Dhariwal 2021).
+        sampler: ``ddim`` (Song et al. 2021) takes `steps` of the levels and draws nothing more; ``ddpm`` takes all, and
+            its draws are a function of the noise that a chunk begins with.
+        steps: Steps of ``ddim``; None for all levels.
+        draws: Noise draws a chunk in training; what was read is computed once for all.
+    """
+
+    discrete = False
+    reads = "states"
+    fills = False
+    alphas: Tensor
+
+    def __init__(
+        self,
+        *,
+        inputs: HeadInputs,
+        width: int = 256,
+        depth: int = 3,
+        levels: int = 20,
+        sampler: str = "ddim",
+        steps: int | None = 10,
+        draws: int = 4,
+    ) -> None:
+        super().__init__()
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"unknown sampler {sampler!r}. {did_you_mean(sampler, SAMPLERS)}")
+        if levels < 2 or not 1 <= (steps or levels) <= levels or draws < 1:
+            raise ConfigError(
+                f"diffusion: expected at least 2 levels, 1 to {levels} steps and at least 1 draw, got levels={levels}, "
+                f"steps={steps}, draws={draws}"
+            )
+        self.sampler, self.draws = sampler, draws
+        self.steps = levels if sampler == "ddpm" or steps is None else steps
+        self.pool = ContextPool(inputs, width)
+        self.net = ChunkMLP(inputs, width, depth)
+        self.register_buffer("alphas", cosine_alphas(levels), persistent=False)
+
+    def loss(
+        self,
+        context: Context,
+        actions: Float[Tensor, "b h a"],
+        step_mask: Bool[Tensor, "b h"],
+        dim_mask: Bool[Tensor, " a"],
+        embodiment: str,
+        generator: torch.Generator,
+    ) -> Float[Tensor, " b"]:
+        """Squared error of the predicted noise, averaged over `draws` of noise and level."""
+        b, draws, device = len(actions), self.draws, actions.device
+        actions = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)
+        target = actions.repeat_interleave(draws, 0)
+        noise = torch.randn(target.shape, generator=generator, device=generator.device).to(device) * dim_mask
+        level = torch.randint(len(self.alphas), (b * draws,), generator=generator, device=generator.device).to(device)
+        kept = self.alphas[level][:, None, None]
+        mixed = kept.sqrt() * target + (1.0 - kept).sqrt() * noise
+        pooled = self.pool(context).repeat_interleave(draws, 0)
+        error = (self._noise(pooled, mixed, level, embodiment).float() - noise).square()
+        return masked_mean(error, step_mask.repeat_interleave(draws, 0), dim_mask).reshape(b, draws).mean(1)
+
+    def sample(
+        self, context: Context, noise: Float[Tensor, "b h a"], dim_mask: Bool[Tensor, " a"], embodiment: str
+    ) -> Float[Tensor, "b h a"]:
+        """Take the noise out, from the highest level to none."""
+        pooled, x = self.pool(context), noise * dim_mask
+        draw = _more_noise(noise) if self.sampler == "ddpm" else None
+        levels = [round(k) for k in torch.linspace(len(self.alphas) - 1, 0, self.steps).tolist()]
+        for level, after in zip(levels, [*levels[1:], None]):
+            kept = self.alphas[level]
+            later = self.alphas.new_ones(()) if after is None else self.alphas[after]
+            found = self._noise(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
+            clean = ((x - (1.0 - kept).sqrt() * found) / kept.sqrt()).clamp(-CLIP, CLIP)
+            if draw is None:
+                found = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()  # of the chunk as it was cut off
+                x = later.sqrt() * clean + (1.0 - later).sqrt() * found
+            else:  # the posterior of the chain (Ho et al. 2020, eq. 7)
+                beta = 1.0 - kept / later
+                mean = later.sqrt() * beta / (1.0 - kept) * clean
+                mean = mean + (kept / later).sqrt() * (1.0 - later) / (1.0 - kept) * x
+                x = mean + (beta * (1.0 - later) / (1.0 - kept)).sqrt() * draw() if after is not None else mean
+            x = x * dim_mask
+        return x
+
+    def _noise(self, pooled: Tensor, x: Tensor, level: Tensor, embodiment: str) -> Tensor:
+        return self.net(pooled, x, time_features((level + 1) / len(self.alphas)), embodiment)
+
+
+def cosine_alphas(levels: int, offset: float = 0.008) -> Float[Tensor, " levels"]:
+    """Share of the signal's variance that is left at each level: a squared cosine, steps of at most 0.999."""
+    t = torch.arange(levels + 1, dtype=torch.float64) / levels
+    share = torch.cos((t + offset) / (1.0 + offset) * math.pi / 2.0).square()
+    betas = (1.0 - share[1:] / share[:-1]).clamp(max=0.999)
+    return torch.cumprod(1.0 - betas, 0).float()
+
+
+def _more_noise(noise: Float[Tensor, "b h a"]) -> Callable[[], Tensor]:
+    """More draws for each row, a function of the row alone: a chunk must not depend on what is computed beside it."""
+    makers = [torch.Generator().manual_seed(zlib.crc32(row.cpu().numpy().tobytes())) for row in noise]
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(noise.shape[1:], generator=maker) for maker in makers]).to(noise)
+
+    return draw

@@ -1,0 +1,281 @@
+"""Flow matching by an action expert that attends, layer by layer, to what the language model attended to.
+
+The expert is a narrower transformer beside the language model. In a *joint* layer its tokens attend to the language
+model's keys and values of the same layer and to each other, as if both were one sequence (pi0, Black et al. 2024); as
+nothing before ever looks at the expert's tokens, the language model runs once for any number of calls. In a *cross*
+layer they attend to those keys and values alone, through projections of their own (SmolVLA, Shukor et al. 2025). Time
+enters with the actions, or modulates every norm (adaRMS, pi0.5, Black et al. 2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import ConfigError, did_you_mean
+from ..attention import LayerShape, Rotary, attend, block_mask
+from ..backbones.base import Prefix
+from .base import Context, HeadInputs
+from .flow import FlowMatching, time_features
+
+TIMES = ("fused", "modulated")
+ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the field needs of a context: the prefix and how its keys are turned, and the state's token or none."""
+
+    prefix: Prefix
+    rotary: Rotary | None
+    state: Float[Tensor, "b k w"]
+
+
+class ExpertHead(FlowMatching):
+    """Flow matching by an action expert.
+
+    Args:
+        inputs: What the head is built for; the backbone must give keys and values.
+        width: Width of the expert.
+        mlp: Width of its gated feed-forward layers.
+        heads: Query heads; None for as many as the language model has.
+        every: The expert has a layer for every so many layers of the language model.
+        joint_every: Of the language model's layers that it reads, number 0, `joint_every`, ... are joint, the others
+            cross; 1 for all joint (pi0), 2 to alternate (SmolVLA).
+        time: ``fused`` with the actions, or ``modulated`` (adaRMS).
+        state_token: Whether the context's vector stands before the actions as a token, in a block of its own (pi0).
+        two_way: Whether actions see later ones (pi0), or are causal (SmolVLA).
+        norm_offset: What norms add to their weights: 1 in Gemma's, 0 in Llama's.
+        activation: Of the feed-forward layers: ``gelu_tanh`` or ``silu``.
+        eps: Of the norms.
+        steps, solver, draws, time_alpha, fills: See `FlowMatching`.
+    """
+
+    reads = "layers"
+
+    def __init__(
+        self,
+        *,
+        inputs: HeadInputs,
+        width: int = 256,
+        mlp: int = 1024,
+        heads: int | None = None,
+        every: int = 1,
+        joint_every: int = 1,
+        time: str = "fused",
+        state_token: bool = True,
+        two_way: bool = True,
+        norm_offset: float = 1.0,
+        activation: str = "gelu_tanh",
+        eps: float = 1e-6,
+        steps: int = 10,
+        solver: str = "euler",
+        draws: int = 1,
+        time_alpha: float = 1.5,
+        fills: bool = False,
+    ) -> None:
+        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha, fills=fills)
+        shape = inputs.require_prefix("expert")
+        if time not in TIMES:
+            raise ConfigError(f"unknown time {time!r}. {did_you_mean(time, TIMES)}")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {activation!r}. {did_you_mean(activation, ACTIVATIONS)}")
+        heads = heads or shape.heads
+        if heads % shape.groups or min(every, joint_every) < 1 or width % 2:
+            raise ConfigError(
+                f"expert: expected heads as a multiple of the {shape.groups} key heads, every and joint_every from 1 "
+                f"and an even width, got heads={heads}, every={every}, joint_every={joint_every}, width={width}"
+            )
+        if state_token and not inputs.context_dim:
+            raise ConfigError("expert: state_token=true needs model.state=vector, for there is no state otherwise")
+        self.width, self.every, self.two_way, self.modulated = width, every, two_way, time == "modulated"
+        self.layers = nn.ModuleList(
+            [
+                ExpertLayer(
+                    shape,
+                    width,
+                    mlp,
+                    heads,
+                    cross=number % joint_every != 0,
+                    modulated=self.modulated,
+                    offset=norm_offset,
+                    activation=activation,
+                    eps=eps,
+                )
+                for number in range(0, shape.count, every)
+            ]
+        )
+        self.norm = Norm(width, eps, norm_offset, self.modulated)
+        self.state_in: nn.Module | None = None
+        if state_token:  # a vector of the right width is the token (pi0's state encoder is the model's own)
+            same = inputs.context_dim == width
+            self.state_in = nn.Identity() if same else nn.Linear(inputs.context_dim, width)
+        self.action_in = nn.ModuleDict({k: nn.Linear(a, width) for k, a in inputs.action_dims.items()})
+        self.action_out = nn.ModuleDict({k: nn.Linear(width, a) for k, a in inputs.action_dims.items()})
+        self.time_in = nn.Linear(width if self.modulated else 2 * width, width)
+        self.time_out = nn.Linear(width, width)
+        # Where positions are not in the keys the actions must learn their own.
+        self.order = None if shape.rotary else nn.Parameter(torch.randn(inputs.action_horizon, width) * 0.02)
+
+    def prepare(self, context: Context, draws: int) -> Prepared:
+        """Repeat what was read for every draw."""
+        if context.backbone is None or context.prefix is None or not context.prefix.keys:
+            raise ConfigError("expert: expected the keys and values of a backbone, got none")
+        rotary = context.backbone.rotary
+        prefix = context.prefix.repeat(draws) if draws > 1 else context.prefix
+        state = context.vector.new_zeros(len(prefix.mask), 0, self.width)
+        if self.state_in is not None:
+            state = self.state_in(context.vector)[:, None].repeat_interleave(draws, 0)
+        return Prepared(prefix=prefix, rotary=rotary, state=state)
+
+    def velocity(
+        self, prepared: Prepared, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+    ) -> Float[Tensor, "b h a"]:
+        """The field at chunk `x` and time `t`."""
+        prefix, h = prepared.prefix, x.shape[1]
+        hidden, condition = self._enter(x, t, embodiment)
+        states = prepared.state.shape[1]
+        hidden = torch.cat([prepared.state.to(hidden.dtype), hidden], dim=1)
+        b, q = hidden.shape[:2]
+        steps = torch.zeros(h, dtype=torch.long) if self.two_way else torch.arange(h)
+        own = torch.cat([torch.full((states,), -1), steps]).to(x.device).expand(b, -1)
+        known = torch.cat([torch.full_like(prefix.mask, -2, dtype=torch.long), own], dim=1)
+        real = torch.cat([prefix.mask, prefix.mask.new_ones(b, q)], dim=1)
+        joint, cross = block_mask(own, known, real), prefix.mask[:, None].expand(b, q, -1)
+        after = torch.arange(q, device=x.device).expand(b, -1)
+        behind = Turn(rotary=prepared.rotary, positions=prefix.next[:, None] + after)
+        alone = Turn(rotary=prepared.rotary, positions=after)  # a cross layer's queries count from 0
+        for number, layer in enumerate(self.layers):
+            key, value = prefix.keys[number * self.every], prefix.values[number * self.every]
+            seen, turn = (cross, alone) if layer.cross else (joint, behind)
+            hidden = layer(hidden, condition, key, value, seen, turn)
+        last, _ = self.norm(hidden[:, states:], condition)
+        return self.action_out[embodiment](last.to(self.action_out[embodiment].weight.dtype))
+
+    def _enter(
+        self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b w"] | None]:
+        """Tokens of the noisy actions, and what modulates the norms."""
+        actions = self.action_in[embodiment](x)
+        if self.order is not None:
+            actions = actions + self.order
+        time = time_features(t, self.width)
+        if self.modulated:
+            return actions, F.silu(self.time_out(F.silu(self.time_in(time))))
+        both = torch.cat([actions, time[:, None].expand_as(actions).to(actions.dtype)], dim=2)
+        return self.time_out(F.silu(self.time_in(both))), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Turns queries and keys to positions; leaves them where there is no rotary embedding."""
+
+    rotary: Rotary | None
+    positions: Int[Tensor, "b q"]
+
+    def __call__(self, x: Float[Tensor, "b g q c"]) -> Float[Tensor, "b g q c"]:
+        """The same, turned."""
+        return x if self.rotary is None else self.rotary(x, self.positions)
+
+
+class ExpertLayer(nn.Module):
+    """One transformer layer of the expert; the names are those of `transformers`' Gemma and Llama layers.
+
+    Args:
+        shape: Of the language model's layers.
+        width, mlp, heads, offset, activation, eps, modulated: See `ExpertHead`.
+        cross: Attend to the language model alone, through projections of its keys and values.
+    """
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        width: int,
+        mlp: int,
+        heads: int,
+        *,
+        cross: bool,
+        modulated: bool,
+        offset: float,
+        activation: str,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.cross, self.heads, self.groups = cross, heads, shape.groups
+        c, keys = shape.head_dim, shape.groups * shape.head_dim
+        self.input_layernorm = Norm(width, eps, offset, modulated)
+        self.q_proj = nn.Linear(width, heads * c, bias=False)
+        self.k_proj = nn.Linear(keys if cross else width, keys, bias=False)
+        self.v_proj = nn.Linear(keys if cross else width, keys, bias=False)
+        self.o_proj = nn.Linear(heads * c, width, bias=False)
+        self.post_attention_layernorm = Norm(width, eps, offset, modulated)
+        self.gate_proj = nn.Linear(width, mlp, bias=False)
+        self.up_proj = nn.Linear(width, mlp, bias=False)
+        self.down_proj = nn.Linear(mlp, width, bias=False)
+        self.activate = ACTIVATIONS[activation]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q w"],
+        condition: Float[Tensor, "b w"] | None,
+        key: Float[Tensor, "b g p c"],
+        value: Float[Tensor, "b g p c"],
+        seen: Bool[Tensor, "b q k"],
+        turn: Turn,
+    ) -> Float[Tensor, "b q w"]:
+        """Attend to the language model's keys and values (and, in a joint layer, to each other), then feed forward."""
+        inner, gate = self.input_layernorm(x, condition)
+        query = turn(_split(self.q_proj(inner), self.heads))
+        if self.cross:
+            key = _split(self.k_proj(key.transpose(1, 2).flatten(2)), self.groups)
+            value = _split(self.v_proj(value.transpose(1, 2).flatten(2)), self.groups)
+        else:
+            key = torch.cat([key, turn(_split(self.k_proj(inner), self.groups))], dim=2)
+            value = torch.cat([value, _split(self.v_proj(inner), self.groups)], dim=2)
+        x = _add(x, self.o_proj(attend(query, key, value, seen)), gate)
+        inner, gate = self.post_attention_layernorm(x, condition)
+        return _add(x, self.down_proj(self.activate(self.gate_proj(inner)) * self.up_proj(inner)), gate)
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang & Sennrich 2019), in float32; modulated, a condition gives scale, shift and a gate (adaRMS).
+
+    Args:
+        width: Of the input.
+        eps: Added to the mean square.
+        offset: Added to the weight.
+        modulated: Whether a condition of the same width takes the weight's place; its layer starts at zero.
+    """
+
+    def __init__(self, width: int, eps: float, offset: float, modulated: bool) -> None:
+        super().__init__()
+        self.eps, self.offset = eps, offset
+        if modulated:
+            self.dense = nn.Linear(width, 3 * width)
+            nn.init.zeros_(self.dense.weight)
+            nn.init.zeros_(self.dense.bias)
+        else:
+            self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+
+    def forward(
+        self, x: Float[Tensor, "b q w"], condition: Float[Tensor, "b w"] | None
+    ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b 1 w"] | None]:
+        """The normalised input, and the gate of the residual (None without a condition)."""
+        exact = x.float()
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        if condition is None:
+            return (normed * (self.offset + self.weight.float())).to(x.dtype), None
+        scale, shift, gate = self.dense(condition)[:, None].chunk(3, dim=-1)
+        return (normed * (1.0 + scale.float()) + shift.float()).to(x.dtype), gate.to(x.dtype)
+
+
+def _split(x: Float[Tensor, "b q gc"], groups: int) -> Float[Tensor, "b g q c"]:
+    return x.unflatten(2, (groups, -1)).transpose(1, 2)
+
+
+def _add(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    return x + y if gate is None else x + y * gate
