@@ -161,27 +161,42 @@ def compute_statistics(
         SpecMismatchError: No such field.
     """
     chosen = range(store.num_episodes) if episodes is None else [int(i) for i in episodes]
-    if not len(chosen):
-        raise StoreError(f"store {store.path} has no episodes to take statistics of")
+    return pooled_statistics([(store, chosen)], fields)
+
+
+def pooled_statistics(
+    sources: Sequence[tuple[EpisodeStore, Sequence[int]]], fields: Sequence[str] = ("state", "action")
+) -> Statistics:
+    """Statistics over some episodes of each of several stores, as if they were one; see `compute_statistics`."""
+    for store, chosen in sources:
+        if not len(chosen):
+            raise StoreError(f"store {store.path} has no episodes to take statistics of")
     found = {}
     for field in fields:
-        everything = store.lowdim(field).reshape(-1, store.schema.columns(field))
-        there = None
-        if field in store.schema.optional:
-            there = store.lowdim(PRESENT)[:, store.schema.optional.index(field)]
-        parts = []
-        for index in chosen:
-            rows = slice(store.offsets[index], store.offsets[index + 1])
-            part = everything[rows] if there is None else everything[rows][there[rows]]
-            if not np.isfinite(part).all():
-                step, column = np.argwhere(~np.isfinite(part))[0]
-                raise StoreError(
-                    f"{field}[{column}] is {part[step, column]} at step {step} of episode {index} of {store.path}: "
-                    "leave that episode out with episodes="
-                )
-            if len(part):
-                parts.append(part)
+        parts = [part for store, chosen in sources for part in _parts(store, chosen, field)]
         if not parts:
-            raise StoreError(f"no step of {store.path} has {field!r}: there is nothing to take statistics of")
+            paths = ", ".join(str(store.path) for store, _ in sources)
+            raise StoreError(f"no step of {paths} has {field!r}: there is nothing to take statistics of")
         found[field] = field_statistics(parts)
     return Statistics(fields=found)
+
+
+def _parts(store: EpisodeStore, chosen: Sequence[int], field: str) -> list[np.ndarray]:
+    """The rows of a field in each of some episodes, (n, d) each, none empty."""
+    everything = store.lowdim(field).reshape(-1, store.schema.columns(field))
+    there = None
+    if field in store.schema.optional:
+        there = store.lowdim(PRESENT)[:, store.schema.optional.index(field)]
+    parts = []
+    for index in chosen:
+        rows = slice(store.offsets[index], store.offsets[index + 1])
+        part = everything[rows] if there is None else everything[rows][there[rows]]
+        if not np.isfinite(part).all():
+            step, column = np.argwhere(~np.isfinite(part))[0]
+            raise StoreError(
+                f"{field}[{column}] is {part[step, column]} at step {step} of episode {index} of {store.path}: "
+                "leave that episode out with episodes="
+            )
+        if len(part):
+            parts.append(part)
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,38 +11,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError, did_you_mean
-from .encoder import Encoder
+from .build import owned_by
 from .loop import HIDDEN
 from .model import VLAModel
 from .questions import IGNORE, location_tokens
 
-TUNES = ("frozen", "lora", "full")
+TUNES = ("frozen", "lora", "full", "embodiment")
 
 
-def check_tuning(tune: str, rank: int, *, insulate: bool) -> None:
+def check_tuning(tune: str, rank: int, *, insulate: bool, init: bool = False) -> None:
     """Raise ConfigError unless an encoder can be tuned so."""
     if tune not in TUNES:
         raise ConfigError(f"unknown tune {tune!r}. {did_you_mean(tune, TUNES)}")
     if rank < 1:
         raise ConfigError(f"expected lora_rank of at least 1, got {rank}")
-    if insulate and tune == "frozen":
+    if tune == "embodiment" and not init:
+        raise ConfigError("tune=embodiment adds embodiments to a checkpoint: expected init=CHECKPOINT")
+    if insulate and tune in ("frozen", "embodiment"):
         raise ConfigError("insulate=true keeps gradients out of an encoder that is trained: expected tune=lora or full")
 
 
 class Tuning:
-    """Prepares an encoder for training, and puts it back in order afterwards.
+    """Prepares a model for training, and puts it back in order afterwards.
 
     Args:
-        encoder: Its parameters are frozen or set free; with ``lora`` its backbone gets adapters (Hu et al. 2022) beside
-            every linear layer of its transformers.
+        model: The parameters of its encoder are frozen or set free; with ``lora`` its backbone gets adapters (Hu et al.
+            2022) beside every linear layer of its transformers. With ``embodiment`` all is frozen but the parts of some
+            embodiments.
         tune: One of `TUNES`.
         rank: Rank of the adapters.
         seed: Of their first weights.
+        embodiments: Those that ``embodiment`` trains.
     """
 
-    def __init__(self, encoder: Encoder, tune: str, rank: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, model: VLAModel, tune: str, rank: int = 8, seed: int = 0, embodiments: Sequence[str] = ()
+    ) -> None:
+        encoder = model.encoder
         self.encoder, self._adapted = encoder, None
         encoder.requires_grad_(tune == "full")
+        if tune == "embodiment":
+            own = owned_by(model, embodiments)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in own)
         if tune == "lora":
             from peft import LoraConfig
             from peft.tuners.lora import LoraModel

@@ -22,9 +22,11 @@ from brachium.datasets.store import EpisodeStore
 from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError, StoreError
 from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
 from brachium.vla.ground import Grounding
+from brachium.vla.heldout import evaluate_heldout
 from brachium.vla.loop import Optimization, TrainLoop
 from brachium.vla.policy_data import PolicyData, cached_encodings, encoding_key, episode_key
-from brachium.vla.train import evaluate_heldout, train, usable_episodes
+from brachium.vla.sources import usable_episodes
+from brachium.vla.train import train
 
 from .conftest import make_embodiment, make_model, make_recipe, record_demos, record_scenes, vlm_config
 
@@ -534,7 +536,7 @@ def test_another_training_is_not_resumed(tmp_path, demos, scenes):
         f"store={other.path}": "encoder_and_data=",
         "model.head.steps=2": "recipe=",
         "heldout=0.4": "heldout=0.3 against 0.4",
-        "tune=full": "tune=['frozen', None, False] against ['full', None, False]",
+        "tune=full": "tune=['frozen', None, False, None] against ['full', None, False, None]",
         "grounding.word_dropout=0.4": "encoder_and_data=",
     }
     for change, complaint in changes.items():

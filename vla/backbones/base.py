@@ -133,6 +133,9 @@ class Backbone(Protocol):
     ) -> Prefix:
         """Go on reading after a prefix, causally or `two_way`; the result holds both."""
 
+    def fit_pixels(self, *sets: Images) -> None:
+        """Set the pixel normalisation from images of one or several sets of cameras."""
+
     def embed(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Word embeddings as they enter the model."""
 
@@ -149,8 +152,8 @@ class PointingBackbone(Protocol):
     grid: tuple[int, int]
     token_grid: tuple[int, int]
 
-    def fit_pixels(self, images: UInt8[torch.Tensor, "b n height width 3"]) -> None:
-        """Set the pixel normalisation from images."""
+    def fit_pixels(self, *sets: Images) -> None:
+        """Set the pixel normalisation from images of one or several sets of cameras."""
 
     def __call__(
         self,

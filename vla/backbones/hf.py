@@ -148,11 +148,15 @@ class HFBackbone(nn.Module):
         return dict(self.vlm.config.to_dict())
 
     @torch.no_grad()
-    def fit_pixels(self, images: UInt8[Tensor, "b n height width 3"]) -> None:
-        """Set the pixel normalisation: each camera's mean image, and one standard deviation for all."""
-        pixels = squares(images, self.image_size, self.fit) / 255.0
-        self.pixel_mean = pixels.mean(0)
-        self.pixel_std = (pixels - self.pixel_mean).std().clamp(min=1e-3).expand_as(self.pixel_std).clone()
+    def fit_pixels(self, *sets: Images) -> None:
+        """Set the pixel normalisation: each camera's mean image, and one standard deviation for all.
+
+        Of several sets of cameras (several embodiments) it is one mean image for all.
+        """
+        pixels = [squares(images, self.image_size, self.fit) / 255.0 for images in sets]
+        whole = pixels[0] if len(pixels) == 1 else torch.cat([part.flatten(0, 1) for part in pixels])[:, None]
+        self.pixel_mean = whole.mean(0)
+        self.pixel_std = (whole - self.pixel_mean).std().clamp(min=1e-3).expand_as(self.pixel_std).clone()
 
     def next_words(self, states: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest w"]:
         """Logits of the next token after each language-model state."""

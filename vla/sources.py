@@ -1,0 +1,159 @@
+"""What a policy is trained on: stores of one or several embodiments, mixed by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..datasets.mixture import MixtureSampler
+from ..datasets.normalize import Normalizer
+from ..datasets.split import is_heldout
+from ..datasets.statistics import Statistics, pooled_statistics
+from ..datasets.store import EpisodeStore
+from ..datasets.window import WindowDataset, WindowSpec
+from ..errors import ConfigError, StoreError
+from ..spec import EmbodimentSpec
+from .model import VLAModel
+from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key
+
+FITTED_WINDOWS = 2000
+"""Windows of each embodiment that an action tokenizer is fitted to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A store, and which of its episodes are trained on and which are kept back.
+
+    Attributes:
+        store: Episodes of one embodiment.
+        training, testing: Indices of episodes.
+    """
+
+    store: EpisodeStore
+    training: tuple[int, ...]
+    testing: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the embodiment."""
+        return self.store.embodiment.name
+
+
+def open_sources(paths: str | Sequence[str], heldout: float) -> list[Source]:
+    """Open stores and split their usable episodes; each episode's side depends on itself alone.
+
+    Raises:
+        ConfigError: No store, or a share that is none.
+        StoreError: A store without a usable episode.
+        SpecMismatchError: Two stores whose embodiments have one name but differ.
+    """
+    if not 0.0 <= heldout < 1.0:
+        raise ConfigError(f"expected heldout in [0, 1), got {heldout}")
+    listed = [paths] if isinstance(paths, str) else list(paths)
+    if not listed:
+        raise ConfigError("expected a store to train on, got none: store=STORE, or store=[STORE,STORE]")
+    sources: list[Source] = []
+    for path in listed:
+        store = EpisodeStore.open(path)
+        for other in sources:
+            if other.name == store.embodiment.name:
+                store.embodiment.require_same(other.store.embodiment, f"store {path}", f"store {other.store.path}")
+        episodes = usable_episodes(store)
+        testing = [i for i in episodes if is_heldout(episode_key(store.episodes[i]), heldout, 0)]
+        training = [i for i in episodes if i not in set(testing)]
+        if not training:
+            training, testing = episodes, []
+        sources.append(Source(store=store, training=tuple(training), testing=tuple(testing)))
+    return sources
+
+
+def usable_episodes(data: EpisodeStore) -> list[int]:
+    """Successful episodes (all, where none says if it succeeded), in an order that recording order has no say in."""
+    labelled = any(episode.success is not None for episode in data.episodes)
+    chosen = [e for e in data.episodes if e.success or not labelled]
+    if not chosen:
+        raise StoreError(
+            f"{data.path} has no successful episode to train on ({data.num_episodes} in all).\n"
+            f"See: brachium inspect store={data.path}"
+        )
+    return [e.index for e in sorted(chosen, key=episode_key)]
+
+
+def embodiments_of(sources: Sequence[Source]) -> dict[str, EmbodimentSpec]:
+    """Name -> spec of every embodiment."""
+    return {source.name: source.store.embodiment for source in sources}
+
+
+def statistics_of(sources: Sequence[Source]) -> dict[str, Statistics]:
+    """Statistics of the training episodes of every embodiment."""
+    return {
+        name: pooled_statistics([(s.store, s.training) for s in sources if s.name == name])
+        for name in embodiments_of(sources)
+    }
+
+
+def sampled_chunks(
+    sources: Sequence[Source], statistics: dict[str, Statistics], mode: str, horizon: int
+) -> list[Float[Tensor, "n h a"]]:
+    """Normalised training chunks of every embodiment, of the dimensions that change."""
+    found = []
+    for source in sources:
+        field = statistics[source.name]["action"]
+        normalizer = Normalizer(mode=mode, statistics=field)
+        windows = WindowDataset(source.store, WindowSpec(action_horizon=horizon), episodes=list(source.training))
+        chosen = np.unique(np.linspace(0, len(windows) - 1, FITTED_WINDOWS).astype(int))
+        chunk = normalizer.normalize(windows.batch(chosen, images=False).action)
+        found.append(torch.from_numpy(np.ascontiguousarray(chunk[..., field.max > field.min], np.float32)))
+    return found
+
+
+class MixedData:
+    """Training batches over several sources; those of one store are shuffled, those of several mixed by weights.
+
+    A batch is a list of parts, one a source that was drawn, for a part has one action dimension and one set of cameras.
+
+    Args:
+        sources: Stores and their episodes.
+        model: Gives the chunk length and the tokens.
+        weights: Share of the windows of each source; None for the number of windows each has.
+        batch_size, seed: Of the batches.
+        cached: Encode every frame once and keep that, for an encoder that is frozen and small.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        model: VLAModel,
+        *,
+        weights: Sequence[float] | None,
+        batch_size: int,
+        seed: int,
+        cached: bool,
+    ) -> None:
+        if weights is not None and len(weights) != len(sources):
+            raise ConfigError(f"expected a weight for each of {len(sources)} stores, got {list(weights)}")
+        self.training: list[PolicyData] = []
+        self.testing: list[PolicyData] = []
+        for source in sources:
+            encodings = cached_encodings(model, source.store, Path(source.store.path) / "cache") if cached else None
+            options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "encodings": encodings}
+            self.training.append(PolicyData(source.store, list(source.training), model, **options))
+            if source.testing:
+                self.testing.append(PolicyData(source.store, list(source.testing), model, **options))
+        sizes = [len(part.windows) for part in self.training]
+        self.windows, self.batch_size = sum(sizes), batch_size
+        self.sampler = MixtureSampler(sizes, sizes if weights is None else weights, seed) if len(sizes) > 1 else None
+
+    def make(self, step: int) -> list[PolicyBatch]:
+        """The training batch of a step."""
+        if self.sampler is None:
+            return [self.training[0].make(step)]
+        source, window = self.sampler.draws(step * self.batch_size, self.batch_size)
+        return [part.batch(window[source == k]) for k, part in enumerate(self.training) if (source == k).any()]
