@@ -70,8 +70,10 @@ def evaluate(
     if episodes < 1 or num_envs < 1:
         raise ConfigError(f"expected episodes and num_envs of at least 1, got {episodes} and {num_envs}")
     tasks = _tasks(env, suite)
-    policy = executor(VLAPolicy.from_checkpoint(checkpoint, device=device))
-    limits = {name: _check_spec(make, policy.embodiment, checkpoint) for name, make in tasks.items()}
+    limits, spec = {}, None
+    for name, make in tasks.items():
+        limits[name], spec = _look_at(make, spec)
+    policy = executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device))
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
     key = _run_key(checkpoint, policy, control)
@@ -114,13 +116,17 @@ def _tasks(
     return dict(suite)
 
 
-def _check_spec(make: Callable[..., Any], spec: EmbodimentSpec, checkpoint: str) -> int | None:
-    """Compare the specs; returns the number of steps after which an episode is cut off, where the task says it."""
+def _look_at(make: Callable[..., Any], spec: EmbodimentSpec | None) -> tuple[int | None, EmbodimentSpec]:
+    """An environment's number of steps, where the task says it, and its embodiment, which must be that of all."""
     made = make()
-    spec.require_same(made.spec_embodiment, f"checkpoint {checkpoint}", "environment")
-    limit = getattr(getattr(made, "task", None), "max_steps", None)
-    made.close()
-    return limit if isinstance(limit, int) else None
+    try:
+        own: EmbodimentSpec = made.spec_embodiment
+        if spec is not None:
+            own.require_same(spec, "environment", "the other environments of the suite")
+        limit = getattr(getattr(made, "task", None), "max_steps", None)
+    finally:
+        made.close()
+    return limit if isinstance(limit, int) else None, own
 
 
 def _typed() -> list[str] | None:

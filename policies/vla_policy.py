@@ -37,10 +37,35 @@ class VLAPolicy:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, embodiment: str | None = None, device: str = "cpu", batch_size: int = 8
+        cls,
+        path: str | Path,
+        *,
+        embodiment: str | None = None,
+        like: EmbodimentSpec | None = None,
+        device: str = "cpu",
+        batch_size: int = 8,
     ) -> VLAPolicy:
-        """Load and verify a checkpoint (its golden batch must come out)."""
-        return cls(load_checkpoint(path, device=device), embodiment=embodiment, batch_size=batch_size)
+        """Load and verify a checkpoint (its golden batches must come out).
+
+        Args:
+            path: Folder of the checkpoint.
+            embodiment: Name of the embodiment to act for.
+            like: Or what the robot or environment is: the embodiment that means the same is taken.
+            device: Where the model runs.
+            batch_size: Rows of every forward pass.
+
+        Raises:
+            SpecMismatchError: None of the model's embodiments fits, with every difference to the nearest.
+        """
+        model = load_checkpoint(path, device=device)
+        if like is not None and embodiment is None:
+            known = model.embodiments
+            fits = [name for name, spec in known.items() if not spec.differences(like)]
+            if not fits:
+                nearest = min(known.values(), key=lambda spec: len(spec.differences(like)))
+                nearest.require_same(like, f"checkpoint {path}", "environment")
+            embodiment = like.name if like.name in fits else fits[0]
+        return cls(model, embodiment=embodiment, batch_size=batch_size)
 
     @staticmethod
     def describe(path: str | Path) -> dict[str, object]:
