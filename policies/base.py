@@ -24,7 +24,7 @@ class ChunkPolicy(Protocol):
     noise_dim: int
 
     def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
-        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim); the same observation and noise give the same chunk."""
+        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim); the same of both give the same chunk."""
 
 
 class Policy(Protocol):
