@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..datasets.mixture import MixtureSampler
@@ -101,7 +100,7 @@ def statistics_of(sources: Sequence[Source]) -> dict[str, Statistics]:
 
 def sampled_chunks(
     sources: Sequence[Source], statistics: dict[str, Statistics], mode: str, horizon: int
-) -> list[Float[Tensor, "n h a"]]:
+) -> list[Tensor]:
     """Normalised training chunks of every embodiment, of the dimensions that change."""
     found = []
     for source in sources:

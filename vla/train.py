@@ -43,6 +43,7 @@ def train(
     init: str | None = None,
     tune: str = "frozen",
     lora_rank: int = 8,
+    freeze: list[str] | None = None,
     insulate: bool = False,
     heldout: float = 0.1,
     env: Callable[..., Any] | None = None,
@@ -70,6 +71,7 @@ def train(
             ``lora`` (low-rank adapters, merged at the end) or ``full``. With `init`, ``embodiment`` trains nothing but
             the parts of the embodiments that are new: for the others the model stays what it was, bit for bit.
         lora_rank: Rank of the adapters.
+        freeze: Parts of the backbone that stay as they are all the same: [vision], connector, language, embeddings.
         insulate: Keep the head's gradient out of an encoder that is trained; it learns to say the actions as tokens.
         heldout: Share of episodes kept for the held-out loss.
         env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
@@ -107,7 +109,7 @@ def train(
     if encoder is None and init is None:
         notes |= teach_encoder(vla, sources, grounding, folder, resume)
     keys = [encoding_key(vla, source.store) for source in sources]
-    tuning = Tuning(vla, tune, lora_rank, optimization.seed, fresh)
+    tuning = Tuning(vla, tune, lora_rank, optimization.seed, fresh, freeze or ())
     data = MixedData(
         sources,
         vla,
@@ -133,7 +135,7 @@ def train(
             "weights": weights,
             "recipe": {**vla.recipe.to_dict(), "backbone": None},
             "heldout": heldout,
-            "tune": [tune, lora_rank if tune == "lora" else None, insulate, init],
+            "tune": [tune, lora_rank if tune == "lora" else None, insulate, init, freeze],
         },
     )
     metrics = loop.run()

@@ -42,14 +42,29 @@ class Tuning:
         rank: Rank of the adapters.
         seed: Of their first weights.
         embodiments: Those that ``embodiment`` trains.
+        freeze: Parts of the backbone (`Backbone.parts`) that stay as they are with ``full`` and ``lora``.
     """
 
     def __init__(
-        self, model: VLAModel, tune: str, rank: int = 8, seed: int = 0, embodiments: Sequence[str] = ()
+        self,
+        model: VLAModel,
+        tune: str,
+        rank: int = 8,
+        seed: int = 0,
+        embodiments: Sequence[str] = (),
+        freeze: Sequence[str] = (),
     ) -> None:
         encoder = model.encoder
+        backbone: Any = encoder.backbone
+        unknown = [part for part in freeze if part not in backbone.parts]
+        if unknown:
+            raise ConfigError(
+                f"freeze: the backbone has no part {unknown[0]!r}. {did_you_mean(unknown[0], backbone.parts)}"
+            )
         self.encoder, self._adapted = encoder, None
         encoder.requires_grad_(tune == "full")
+        for part in freeze:
+            backbone.parts[part].requires_grad_(False)
         if tune == "embodiment":
             own = owned_by(model, embodiments)
             for name, parameter in model.named_parameters():
@@ -58,9 +73,10 @@ class Tuning:
             from peft import LoraConfig
             from peft.tuners.lora import LoraModel
 
-            backbone: Any = encoder.backbone
-            vlm = backbone.vlm
-            linear = [name for name, module in vlm.named_modules() if isinstance(module, nn.Linear)]
+            if not hasattr(backbone, "vlm"):
+                raise ConfigError("tune=lora adapts models of transformers; train this backbone with tune=full")
+            vlm, still = backbone.vlm, {id(m) for part in freeze for m in backbone.parts[part].modules()}
+            linear = [n for n, m in vlm.named_modules() if isinstance(m, nn.Linear) and id(m) not in still]
             layers = [name for name in linear if HIDDEN.search(f".{name}.")]
             options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
             with torch.random.fork_rng():

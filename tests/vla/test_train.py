@@ -536,7 +536,7 @@ def test_another_training_is_not_resumed(tmp_path, demos, scenes):
         f"store={other.path}": "encoder_and_data=",
         "model.head.steps=2": "recipe=",
         "heldout=0.4": "heldout=0.3 against 0.4",
-        "tune=full": "tune=['frozen', None, False, None] against ['full', None, False, None]",
+        "tune=full": "tune=['frozen', None, False, None, None] against ['full', None, False, None, None]",
         "grounding.word_dropout=0.4": "encoder_and_data=",
     }
     for change, complaint in changes.items():

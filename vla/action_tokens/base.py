@@ -80,7 +80,7 @@ class ActionTokenizer(Protocol):
     def decode(self, tokens: Int[Tensor, "b l"], real: Bool[Tensor, "b l"], h: int, a: int) -> Float[Tensor, "b h a"]:
         """The actions; DecodeError for what is none."""
 
-    def fit(self, chunks: Iterable[Float[Tensor, "n h a"]]) -> Mapping[str, Any] | None:
+    def fit(self, chunks: Iterable[Tensor]) -> Mapping[str, Any] | None:
         """Constructor arguments learnt from normalised chunks of each embodiment, or None for nothing to learn."""
 
 

@@ -86,7 +86,7 @@ class BeastTokenizer:
         control = ((tokens.float() + 0.5) * (2.0 / self.size) - 1.0) * self.reach
         return torch.einsum("hp,bpa->bha", self.basis(h).to(control), control.unflatten(1, (self.points, a)))
 
-    def fit(self, chunks: Iterable[Float[Tensor, "n h a"]]) -> Mapping[str, Any] | None:
+    def fit(self, chunks: Iterable[Tensor]) -> Mapping[str, Any] | None:
         """The reach of the control points that occur."""
         reach = max(float(self.control(part).abs().max()) for part in chunks)
         return {"reach": max(reach, 1e-3)}

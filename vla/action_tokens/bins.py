@@ -52,6 +52,6 @@ class BinTokenizer:
         require_tokens(tokens, self.size)
         return ((tokens.float() + 0.5) * (2.0 / self.size) - 1.0).unflatten(1, (h, a))
 
-    def fit(self, chunks: Iterable[Float[Tensor, "n h a"]]) -> Mapping[str, Any] | None:
+    def fit(self, chunks: Iterable[Tensor]) -> Mapping[str, Any] | None:
         """Nothing to learn."""
         return None

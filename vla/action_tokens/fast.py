@@ -163,7 +163,7 @@ class FastTokenizer:
         numbers = (torch.tensor(rows, dtype=torch.float32).reshape(-1, h, a) + lowest) / self.scale
         return torch.einsum("kh,bka->bha", dct_matrix(h), numbers).to(tokens.device)
 
-    def fit(self, chunks: Iterable[Float[Tensor, "n h a"]]) -> Mapping[str, Any] | None:
+    def fit(self, chunks: Iterable[Tensor]) -> Mapping[str, Any] | None:
         """Learn the range and the pairs from normalised chunks of each embodiment; nothing where they are there."""
         if self._bpe is not None:
             return {"tokenizer": self._content, "lowest": self.lowest, "scale": self.scale} if self._content else None

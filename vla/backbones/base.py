@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import LayerShape, Rotary
 from .packed import Packing
@@ -104,7 +104,6 @@ class Backbone(Protocol):
     Attributes:
         width: Width d of its states.
         layers: Shape of its layers' keys and values.
-        rotary: How keys are turned to their positions; None where positions are added to the tokens.
         vocabulary: Rows of its word embedding; 0 for a model that writes no words.
     """
 
@@ -115,6 +114,10 @@ class Backbone(Protocol):
     @property
     def rotary(self) -> Rotary | None:
         """How keys are turned to their positions."""
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What may be frozen by name, such as ``vision``."""
 
     def read(
         self,
@@ -195,6 +198,7 @@ class VLMFamily:
         token_grid: Rows and columns of image tokens.
         vision_width: Width of the patch features.
         language_model: The language model, without its output layer.
+        parts: What may be frozen by name: ``vision``, ``connector`` and ``language``.
     """
 
     model_types: tuple[str, ...]
@@ -205,6 +209,7 @@ class VLMFamily:
     token_grid: tuple[int, int]
     vision_width: int
     language_model: Any
+    parts: Mapping[str, nn.Module]
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         raise NotImplementedError

@@ -122,6 +122,11 @@ class HFBackbone(nn.Module):
         own = self.family.language_model.rotary_emb
         return Rotary(frequencies=own.inv_freq, scaling=float(own.attention_scaling))
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What may be frozen by name."""
+        return {**self.family.parts, "embeddings": self.vlm.get_input_embeddings()}
+
     def _cut(self, layers: int | None) -> None:
         """Keep the first layers of the language model alone."""
         model, text = self.family.language_model, self.vlm.config.text_config

@@ -37,8 +37,8 @@ class Packing:
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "b h q d"],
-    key: Float[Tensor, "b g q d"],
-    value: Float[Tensor, "b g q d"],
+    key: Float[Tensor, "b g k d"],
+    value: Float[Tensor, "b g k d"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     packing: Packing | None = None,

@@ -23,6 +23,12 @@ class PaliGemma(VLMFamily):
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         self.vlm, self.language_model = vlm, vlm.model.language_model
+        core = vlm.model
+        self.parts = {
+            "vision": core.vision_tower,
+            "connector": core.multi_modal_projector,
+            "language": core.language_model,
+        }
         vision = vlm.config.vision_config
         self.image_size = int(vision.image_size)
         if image_size not in (None, self.image_size):

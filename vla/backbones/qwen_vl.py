@@ -27,6 +27,8 @@ class QwenVL(VLMFamily):
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         self.vlm, self.config, self.language_model = vlm, vlm.config, vlm.model.language_model
+        visual = vlm.model.visual
+        self.parts = {"vision": visual, "connector": visual.merger, "language": self.language_model}
         vision = vlm.config.vision_config
         self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
         self.frames = int(vision.temporal_patch_size)

@@ -18,6 +18,11 @@ class SmolVLM(VLMFamily):
 
     def __init__(self, vlm: Any, image_size: int | None) -> None:
         self.core, self.language_model = vlm.model, vlm.model.text_model
+        self.parts = {
+            "vision": self.core.vision_model,
+            "connector": self.core.connector,
+            "language": self.core.text_model,
+        }
         vision = vlm.config.vision_config
         self.image_size = int(image_size or vision.image_size)
         unit = int(vision.patch_size) * int(vlm.config.scale_factor)
