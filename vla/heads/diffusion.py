@@ -16,8 +16,6 @@ from .flow import time_features
 from .mlp import ChunkMLP
 
 SAMPLERS = ("ddpm", "ddim")
-CLIP = 5.0
-"""Largest normalised action that sampling may pass through, as in Octo."""
 
 
 class DiffusionHead(nn.Module):
@@ -32,6 +30,8 @@ class DiffusionHead(nn.Module):
             its draws are a function of the noise that a chunk begins with.
         steps: Steps of ``ddim``; None for all levels.
         draws: Noise draws a chunk in training; what was read is computed once for all.
+        clip: Largest normalised action that sampling may pass through; Octo's 5 is for unit variance, actions scaled to
+            [-1, 1] need little more than 1.
     """
 
     discrete = False
@@ -49,16 +49,17 @@ class DiffusionHead(nn.Module):
         sampler: str = "ddim",
         steps: int | None = 10,
         draws: int = 4,
+        clip: float = 5.0,
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
             raise ConfigError(f"unknown sampler {sampler!r}. {did_you_mean(sampler, SAMPLERS)}")
-        if levels < 2 or not 1 <= (steps or levels) <= levels or draws < 1:
+        if levels < 2 or not 1 <= (steps or levels) <= levels or draws < 1 or clip <= 0:
             raise ConfigError(
-                f"diffusion: expected at least 2 levels, 1 to {levels} steps and at least 1 draw, got levels={levels}, "
-                f"steps={steps}, draws={draws}"
+                f"diffusion: expected at least 2 levels, 1 to {levels} steps, at least 1 draw and clip above 0, got "
+                f"levels={levels}, steps={steps}, draws={draws}, clip={clip}"
             )
-        self.sampler, self.draws = sampler, draws
+        self.sampler, self.draws, self.clip = sampler, draws, clip
         self.steps = levels if sampler == "ddpm" or steps is None else steps
         self.pool = ContextPool(inputs, width)
         self.net = ChunkMLP(inputs, width, depth)
@@ -96,7 +97,7 @@ class DiffusionHead(nn.Module):
             kept = self.alphas[level]
             later = self.alphas.new_ones(()) if after is None else self.alphas[after]
             found = self._noise(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
-            clean = ((x - (1.0 - kept).sqrt() * found) / kept.sqrt()).clamp(-CLIP, CLIP)
+            clean = ((x - (1.0 - kept).sqrt() * found) / kept.sqrt()).clamp(-self.clip, self.clip)
             if draw is None:
                 found = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()  # of the chunk as it was cut off
                 x = later.sqrt() * clean + (1.0 - later).sqrt() * found
