@@ -17,7 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "look into an episode store: features, lengths, statistics, pictures"),
     "view": ("view", "look at episodes: pictures over time beside every signal, in rerun or on an HTML page"),
     "stats": ("stats", "statistics of the fields of an episode store"),
-    "verify": ("verify", "read an episode store against its checksums"),
+    "verify": ("verify", "prove a checkpoint, or read an episode store against its checksums"),
     "edit": ("edit", "change instructions, success and tags of episodes, or remove episodes"),
     "filter": ("filter", "make a store of the episodes that fit some conditions"),
     "split": ("split", "split a store into several, for example for training and testing"),
@@ -30,6 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "pull": ("pull", "copy an episode store from there"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train": ("train", "train a backbone and an action head on episode stores"),
+    "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
+    "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
     "eval": ("eval", "run a policy in closed loop and count successes"),
     "ask": ("ask", "ask a pretrained vision-language model about an image"),
     "demo": ("demo", "record, train and evaluate a small policy from nothing, on a CPU"),
@@ -81,6 +83,10 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"expected a verb, got {verb!r}. {did_you_mean(verb, VERBS)}\nType: brachium --help")
     from .cli.run import run_verb
 
+    if verb == "verify":
+        from .verify import named
+
+        rest = named(rest)
     config, summary = VERBS[verb]
     return run_verb(verb, config, rest, summary)
 

@@ -46,6 +46,10 @@ class DecodeError(BrachiumError, ValueError):
     """Model output that is no valid action."""
 
 
+class DeviceMemoryError(BrachiumError, MemoryError):
+    """Not enough memory on the device for what was asked."""
+
+
 class DiskSpaceError(BrachiumError, OSError):
     """Not enough free disk space for what was asked."""
 

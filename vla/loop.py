@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..console import human_time, log
 from ..datasets.loader import BatchLoader
-from ..errors import BrachiumError, CheckpointError, ConfigError
+from ..errors import BrachiumError, CheckpointError, ConfigError, DeviceMemoryError
 from .log import TrainLog
 
 HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
@@ -183,6 +183,14 @@ class TrainLoop:
                         self.save()
                 if self.evaluate:
                     metrics |= logger.evaluation(self.step, self._evaluated())
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise DeviceMemoryError(
+                f"{self.name}: out of memory at step {self.step} on {device}. Lower optimization.batch_size "
+                f"({options.batch_size} now), then model.head.draws, the image size or model.action_horizon; "
+                "tune=frozen or tune=lora need less than tune=full"
+            ) from error
         except KeyboardInterrupt:
             self.save()
             log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
@@ -279,6 +287,13 @@ class TrainLoop:
         self.step = int(metadata["step"])
         self.earlier = self.spent = float(metadata.get("seconds", 0.0))
         log(f"{self.name}: resumed at step {self.step}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _optimizers(

@@ -41,6 +41,7 @@ def read_lerobot(
     control_hz: float,
     embodiment: EmbodimentSpec | None = None,
     options: Mapping[str, Any] | None = None,
+    statistics: Statistics | None = None,
 ) -> VLAModel:
     """A policy of LeRobot (or openpi's PyTorch port) as a model.
 
@@ -51,6 +52,7 @@ def read_lerobot(
         embodiment: Whose policy it is; made up from the features they name where not given.
         options: What to take in place of their configuration, as `vision_heads` for towers of unusual shape, or `type`
             and `chunk_size` where there is no configuration.
+        statistics: To normalise with, in place of those in their files.
 
     Raises:
         NotFoundError: No such folder.
@@ -64,7 +66,7 @@ def read_lerobot(
     recipe = Recipe(**_worded(kind.recipe(tensors), tokenizer))
     model = recipe.build({spec.name: spec}, tokenizer)
     load_translated(model, kind, tensors, spec.name, str(folder))
-    model.set_statistics(spec.name, read_statistics(folder, spec))
+    model.set_statistics(spec.name, statistics or read_statistics(folder, spec))
     return model.eval()
 
 
