@@ -1,12 +1,17 @@
 """Policies of LeRobot against our models with the same weights: every number on the way, and the files both ways."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from brachium.__main__ import main
 from brachium.spec import Observation
-from brachium.vla.checkpoint import predict
-from brachium.vla.exchange.lerobot import read_lerobot
+from brachium.vla.checkpoint import load_checkpoint, predict
+from brachium.vla.exchange.lerobot import read_lerobot, write_lerobot
 from brachium.vla.model import stack_images
 
 from . import lerobot_models as peers
@@ -228,3 +233,152 @@ def test_what_pi0_fast_says_freely_is_what_theirs_says(fast_pair):
     for own, their, end in zip(got.tolist(), wanted.tolist(), ends):
         assert own[:end] == their[:end]
     assert max(ends) > 4
+
+
+# Files, both ways, by the commands.
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, patched):
+    """Kind -> (their folder, their class, our checkpoint, folder of the tokenizer), made when first asked for."""
+    found = {}
+
+    def get(kind):
+        if kind not in found:
+            folder = tmp_path_factory.mktemp(f"files-{kind}")
+            policy, made, config = peers.make_lerobot(kind, folder, patched)
+            path, _, _ = peers.save_lerobot(policy, config, folder / "policy", peers.statistics())
+            peers.text_tokenizer().save_pretrained(folder / "words")
+            (folder / "words" / "config.json").write_text("{}")
+            options = ["+options.vision_heads=2", "+options.head_dim=8"] if kind == "smolvla" else []
+            options = options or ["+options.vision_heads=2"]
+            if kind == "pi0_fast":
+                options.append(f"+options.action_tokenizer_name={policy.action_tokenizer.save(folder / 'fast')}")
+            words = [f"policy={path}", f"tokenizer={folder / 'words'}", f"out={folder / 'ours'}", "control_hz=10"]
+            assert main(["import-policy", *words, *options]) == 0
+            found[kind] = (path, made, folder / "ours", folder / "words")
+        return found[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", peers.KINDS)
+def test_a_policy_comes_in_and_goes_out_the_same(kind, imported, tmp_path, capsys):
+    """LeRobot loads what we export from what it wrote, with the same weights to the bit and its own normalisation."""
+    path, made, checkpoint, _ = imported(kind)
+    assert main(["verify", str(checkpoint)]) == 0
+    config = json.loads((path / "config.json").read_text())
+    write_lerobot(load_checkpoint(checkpoint), tmp_path / "theirs", kind, config)
+    before, after = load_file(path / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
+    dead = {k for k in before if "gemma_expert.lm_head" in k}
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k not in dead)
+    one, two = made.from_pretrained(path), made.from_pretrained(tmp_path / "theirs", strict=True)
+    mine, other = one.state_dict(), two.state_dict()
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[k], other[k]) for k in mine if k not in dead)
+    assert "Warning" not in capsys.readouterr().out  # what their loader prints where it goes on with random weights
+    stats = load_file(tmp_path / "theirs" / "policy_preprocessor_step_0_normalizer_processor.safetensors")
+    wanted = peers.statistics()
+    names = ("q01", "q99") if kind == "pi05" else ("mean", "std")
+    for feature, values in wanted.items():
+        for name in names:
+            torch.testing.assert_close(stats[f"{feature}.{name}"], values[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_export_command_says_what_has_no_place(imported, tmp_path, capsys):
+    _, _, checkpoint, _ = imported("pi0")
+    words = ["export-policy", f"checkpoint={checkpoint}", f"out={tmp_path / 'x'}"]
+    assert main([*words, "kind=pi0"]) == 0
+    for kind in ("smolvla", "pi05"):
+        assert main([*words, f"kind={kind}"]) == 2
+        assert f"a {kind} has no place for" in capsys.readouterr().err
+    assert main([*words, "kind=pi00"]) == 2
+    assert "Did you mean 'pi0'" in capsys.readouterr().err
+
+
+def edited(path, target, change):
+    shutil.copytree(path, target)
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors")
+    return target
+
+
+EXPERT = "model.paligemma_with_expert.gemma_expert.model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.pop(EXPERT), "1 missing:\n    paligemma_with_expert.gemma_expert.model.layers.1.self_attn.q_proj"),
+        (lambda w: w.update(extra=torch.zeros(1)), "1 unexpected:\n    extra"),
+        (lambda w: w.update({EXPERT: torch.zeros(3, 3)}), "expected (64, 32), got (3, 3)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(imported, tmp_path, capsys, change, says):
+    path, _, _, words = imported("pi0")
+    bad = edited(path, tmp_path / "bad", change)
+    options = [f"tokenizer={words}", "control_hz=10", "+options.vision_heads=2", f"out={tmp_path / 'out'}"]
+    assert main(["import-policy", f"policy={bad}", *options]) == 2
+    said = capsys.readouterr().err
+    assert "do not fit the model they are for" in said
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_without_statistics_or_rate_says_what_to_type(imported, tmp_path, capsys, demos):
+    path, _, _, words = imported("pi0")
+    bare = tmp_path / "bare"
+    shutil.copytree(path, bare, ignore=lambda folder, names: [n for n in names if "normalizer" in n])
+    typed = [f"policy={bare}", f"tokenizer={words}", "+options.vision_heads=2", f"out={tmp_path / 'out'}"]
+    assert main(["import-policy", *typed]) == 2
+    assert "give control_hz=HZ" in capsys.readouterr().err
+    assert main(["import-policy", *typed, "control_hz=10"]) == 2
+    assert "no statistics of observation.state" in capsys.readouterr().err
+    assert main(["import-policy", *typed, f"store={demos.path}"]) == 0
+    assert list(load_checkpoint(tmp_path / "out").embodiments) == ["tiny"]
+
+
+def test_statistics_and_weights_of_openpi_are_read_too(imported, tmp_path):
+    """No configuration, no prefix before the names, statistics in assets; the kind shows in the names."""
+    path, _, checkpoint, _ = imported("pi0")
+    folder = tmp_path / "openpi"
+    (folder / "assets" / "robot").mkdir(parents=True)
+    weights = load_file(path / "model.safetensors")
+    save_file({k.removeprefix("model."): v for k, v in weights.items()}, folder / "model.safetensors")
+    stats = {"state": "observation.state", "actions": "action"}
+    values = peers.statistics()
+    noted = {name: {k: values[key][k].tolist() for k in ("mean", "std", "q01", "q99")} for name, key in stats.items()}
+    (folder / "assets" / "robot" / "norm_stats.json").write_text(json.dumps({"norm_stats": noted}))
+    wanted = load_checkpoint(checkpoint)
+    spec = next(iter(wanted.embodiments.values()))
+    options = {"vision_heads": 2, "chunk_size": peers.CHUNK}
+    got = read_lerobot(folder, tokenizer=peers.text_tokenizer(), control_hz=10.0, embodiment=spec, options=options)
+    assert got.recipe.head["time"] == "fused"
+    seen, noise = observation(), chunk()[1].numpy()
+    np.testing.assert_allclose(predict(got, "pi0", seen, noise), predict(wanted, "pi0", seen, noise), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "no policy at"),
+        (lambda folder: folder.mkdir(), "expected model.safetensors"),
+        (lambda folder: broken(folder, b"no weights"), "is damaged"),
+        (lambda folder: broken(folder, None, {"type": "act"}), "policies of type 'act' cannot be converted"),
+    ],
+)
+def test_folders_that_hold_no_policy(make, says, tmp_path, imported, capsys):
+    words = imported("pi0")[3]
+    make(tmp_path / "policy")
+    assert main(["import-policy", f"policy={tmp_path / 'policy'}", f"tokenizer={words}", "control_hz=10"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def broken(folder, weights, config=None):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config or {}))
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    else:
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors")

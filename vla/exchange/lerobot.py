@@ -118,6 +118,7 @@ def write_lerobot(model: VLAModel, path: str | Path, kind: str, options: Mapping
     if unknown:
         raise CheckpointError(f"a {kind} has no place for {len(unknown)} weights of this model, such as {unknown[:3]}")
     tensors = {theirs: v for k, v in state.items() if (theirs := translation.theirs(k)) is not None}
+    _require_kind(model, made, tensors)
     tensors |= made.dead(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {f"model.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
@@ -129,6 +130,23 @@ def write_lerobot(model: VLAModel, path: str | Path, kind: str, options: Mapping
 
 
 READOUTS = "encoder.backbone.readouts"
+FREE = ("steps", "solver", "draws", "time_alpha", "tokenizer", "heads", "eps", "begin", "preamble", "end", "last")
+"""Options of a head that a policy there need not share, or that its weights decide."""
+
+
+def _require_kind(model: VLAModel, kind: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError unless a model computes what a policy of that kind would with these weights."""
+    try:
+        wanted = kind.recipe(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"a {kind.kind} has no place for the weights of this model: {error}") from error
+    own = model.recipe
+    pairs = {f"head.{k}": (own.head.get(k), v) for k, v in wanted["head"].items() if k not in FREE}
+    pairs |= {f"backbone.{k}": (own.backbone.get(k), wanted["backbone"].get(k)) for k in ("fit", "two_way", "scale")}
+    pairs |= {k: (getattr(own, k), wanted[k]) for k in ("state", "prompt") if k in wanted}
+    apart = [f"{k} is {mine!r} here and {theirs!r} there" for k, (mine, theirs) in pairs.items() if mine != theirs]
+    if apart:
+        raise CheckpointError(f"a {kind.kind} has no place for this model: {'; '.join(apart)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
