@@ -271,22 +271,26 @@ def test_gates_of_a_modulated_expert_start_closed():
     torch.testing.assert_close(out, x, rtol=0, atol=0)
 
 
-def gaussian_noise(mean, std, alphas):
-    """E[noise | x] of data ~ N(mean, std^2) at a level: what a perfect network predicts."""
+def gaussian_answer(mean, std, alphas, predict):
+    """E[what is predicted | x] of data ~ N(mean, std^2) at a level: what a perfect network answers."""
 
-    def predict(pooled, x, level, embodiment):
+    def answer(pooled, x, level, embodiment):
         kept = alphas[level][:, None, None].double()
-        variance = kept * std**2 + (1 - kept)
-        return ((1 - kept).sqrt() / variance * (x.double() - kept.sqrt() * mean)).float()
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+        noise = sigma / (kept * std**2 + sigma**2) * (x.double() - alpha * mean)
+        data = (x.double() - sigma * noise) / alpha
+        return {"noise": noise, "sample": data, "velocity": alpha * noise - sigma * data}[predict].float()
 
-    return predict
+    return answer
 
 
-@pytest.mark.parametrize(("sampler", "levels", "steps"), [("ddim", 100, 50), ("ddim", 100, None), ("ddpm", 100, None)])
+@pytest.mark.parametrize("predict", ["noise", "velocity", "sample"])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 50), ("ddim", None), ("ddpm", None)])
 @torch.no_grad()
-def test_diffusion_samples_a_gaussian(sampler, levels, steps, monkeypatch):
-    made = DiffusionHead(inputs=inputs_of(None, dims={"tiny": 1}), levels=levels, sampler=sampler, steps=steps, width=8)
-    monkeypatch.setattr(made, "_noise", gaussian_noise(0.4, 0.3, made.alphas))
+def test_diffusion_samples_a_gaussian(sampler, steps, predict, monkeypatch):
+    options = {"levels": 100, "sampler": sampler, "steps": steps, "predict": predict, "width": 8}
+    made = DiffusionHead(inputs=inputs_of(None, dims={"tiny": 1}), **options)
+    monkeypatch.setattr(made, "_answer", gaussian_answer(0.4, 0.3, made.alphas, predict))
     noise = torch.randn(4000, H, 1, generator=generator(3))
     got = made.sample(Context(vector=torch.zeros(4000, 6)), noise, torch.ones(1, dtype=torch.bool), "tiny")
     assert got.mean().item() == pytest.approx(0.4, abs=0.02)
@@ -307,18 +311,21 @@ def test_the_noise_levels_follow_a_squared_cosine():
         assert 0 < alphas[-1] < alphas[-2]
 
 
-def test_the_true_noise_has_no_loss(monkeypatch):
-    made = DiffusionHead(inputs=inputs_of(None), width=8, draws=3)
+@pytest.mark.parametrize("predict", ["noise", "velocity", "sample"])
+def test_the_true_answer_has_no_loss(monkeypatch, predict):
+    made = DiffusionHead(inputs=inputs_of(None), width=8, draws=3, predict=predict)
     data = chunks()[:1].expand(5, -1, -1)
 
     def true(pooled, x, level, embodiment):
         kept = made.alphas[level][:, None, None]
-        return (x - kept.sqrt() * data[:1]) / (1 - kept).sqrt()
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+        noise = (x - alpha * data[:1]) / sigma
+        return {"noise": noise, "sample": data[:1] + 0 * x, "velocity": alpha * noise - sigma * data[:1]}[predict]
 
-    monkeypatch.setattr(made, "_noise", true)
+    monkeypatch.setattr(made, "_answer", true)
     loss = made.loss(Context(vector=torch.zeros(5, 6)), data, *everything(5), "tiny", generator())
     assert loss.max() < 1e-6
-    monkeypatch.setattr(made, "_noise", lambda *args: true(*args) + 0.5)
+    monkeypatch.setattr(made, "_answer", lambda *args: true(*args) + 0.5)
     loss = made.loss(Context(vector=torch.zeros(5, 6)), data, *everything(5), "tiny", generator())
     torch.testing.assert_close(loss, torch.full((5,), 0.25), atol=1e-4, rtol=0)
 
@@ -456,6 +463,7 @@ def test_forced_words_stand_before_the_action_in_decoding_too(backbone):
         ("pi0", {"heads": 3, "every": 0}, "every and joint_every from 1"),
         ("dit", {"width": 33}, "an even width"),
         ("diffusion", {"sampler": "dpm"}, "unknown sampler 'dpm'"),
+        ("diffusion", {"predict": "epsilon"}, "unknown predict 'epsilon'"),
         ("diffusion", {"steps": 99}, "1 to 20 steps"),
         ("regression", {"decode": "paralel"}, "Did you mean 'parallel'"),
         ("regression", {"error": "l2"}, "unknown error 'l2'"),

@@ -1,4 +1,7 @@
-"""Diffusion: noise is taken out of a chunk step by step (Ho et al. 2020), with Octo's network (Ghosh et al. 2024)."""
+"""Diffusion: noise is taken out of a chunk step by step (Ho et al. 2020), with Octo's network (Ghosh et al. 2024).
+
+With alpha^2 the share of the signal and sigma^2 = 1 - alpha^2 that of the noise, x = alpha * actions + sigma * noise.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,18 @@ from .flow import time_features
 from .mlp import ChunkMLP
 
 SAMPLERS = ("ddpm", "ddim")
+PREDICTS = ("noise", "velocity", "sample")
 
 
 class DiffusionHead(nn.Module):
-    """Denoising diffusion over the whole chunk: the network predicts the noise (epsilon).
+    """Denoising diffusion over the whole chunk.
 
     Args:
         inputs: What the head is built for.
         width: Width of the residual blocks.
         depth: Number of residual blocks.
+        predict: What the network answers: the ``noise`` (Octo), the actions themselves (``sample``), or the
+            ``velocity`` alpha * noise - sigma * actions (Salimans & Ho 2022), which no level of noise blows up.
         levels: Noise levels in training; their variances follow a cosine (Nichol & Dhariwal 2021).
         sampler: ``ddim`` (Song et al. 2021) takes `steps` of the levels and draws nothing more; ``ddpm`` takes all, and
             its draws are a function of the noise that a chunk begins with.
@@ -45,6 +51,7 @@ class DiffusionHead(nn.Module):
         inputs: HeadInputs,
         width: int = 256,
         depth: int = 3,
+        predict: str = "velocity",
         levels: int = 20,
         sampler: str = "ddim",
         steps: int | None = 10,
@@ -52,14 +59,15 @@ class DiffusionHead(nn.Module):
         clip: float = 5.0,
     ) -> None:
         super().__init__()
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"unknown sampler {sampler!r}. {did_you_mean(sampler, SAMPLERS)}")
+        for name, value, choices in (("sampler", sampler, SAMPLERS), ("predict", predict, PREDICTS)):
+            if value not in choices:
+                raise ConfigError(f"unknown {name} {value!r}. {did_you_mean(value, choices)}")
         if levels < 2 or not 1 <= (steps or levels) <= levels or draws < 1 or clip <= 0:
             raise ConfigError(
                 f"diffusion: expected at least 2 levels, 1 to {levels} steps, at least 1 draw and clip above 0, got "
                 f"levels={levels}, steps={steps}, draws={draws}, clip={clip}"
             )
-        self.sampler, self.draws, self.clip = sampler, draws, clip
+        self.sampler, self.predict, self.draws, self.clip = sampler, predict, draws, clip
         self.steps = levels if sampler == "ddpm" or steps is None else steps
         self.pool = ContextPool(inputs, width)
         self.net = ChunkMLP(inputs, width, depth)
@@ -74,16 +82,17 @@ class DiffusionHead(nn.Module):
         embodiment: str,
         generator: torch.Generator,
     ) -> Float[Tensor, " b"]:
-        """Squared error of the predicted noise, averaged over `draws` of noise and level."""
+        """Squared error of the prediction, averaged over `draws` of noise and level."""
         b, draws, device = len(actions), self.draws, actions.device
         actions = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)
         target = actions.repeat_interleave(draws, 0)
         noise = torch.randn(target.shape, generator=generator, device=generator.device).to(device) * dim_mask
         level = torch.randint(len(self.alphas), (b * draws,), generator=generator, device=generator.device).to(device)
         kept = self.alphas[level][:, None, None]
-        mixed = kept.sqrt() * target + (1.0 - kept).sqrt() * noise
+        alpha, sigma = kept.sqrt(), (1.0 - kept).sqrt()
+        wanted = {"noise": noise, "sample": target, "velocity": alpha * noise - sigma * target}[self.predict]
         pooled = self.pool(context).repeat_interleave(draws, 0)
-        error = (self._noise(pooled, mixed, level, embodiment).float() - noise).square()
+        error = (self._answer(pooled, alpha * target + sigma * noise, level, embodiment).float() - wanted).square()
         return masked_mean(error, step_mask.repeat_interleave(draws, 0), dim_mask).reshape(b, draws).mean(1)
 
     def sample(
@@ -96,8 +105,8 @@ class DiffusionHead(nn.Module):
         for level, after in zip(levels, [*levels[1:], None]):
             kept = self.alphas[level]
             later = self.alphas.new_ones(()) if after is None else self.alphas[after]
-            found = self._noise(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
-            clean = ((x - (1.0 - kept).sqrt() * found) / kept.sqrt()).clamp(-self.clip, self.clip)
+            answer = self._answer(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
+            clean = self._clean(x, answer, kept.sqrt(), (1.0 - kept).sqrt()).clamp(-self.clip, self.clip)
             if draw is None:
                 found = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()  # of the chunk as it was cut off
                 x = later.sqrt() * clean + (1.0 - later).sqrt() * found
@@ -109,7 +118,13 @@ class DiffusionHead(nn.Module):
             x = x * dim_mask
         return x
 
-    def _noise(self, pooled: Tensor, x: Tensor, level: Tensor, embodiment: str) -> Tensor:
+    def _clean(self, x: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The actions that an answer means."""
+        if self.predict == "noise":
+            return (x - sigma * answer) / alpha
+        return answer if self.predict == "sample" else alpha * x - sigma * answer
+
+    def _answer(self, pooled: Tensor, x: Tensor, level: Tensor, embodiment: str) -> Tensor:
         return self.net(pooled, x, time_features((level + 1) / len(self.alphas)), embodiment)
 
 
