@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, did_you_mean
+from .signature import locate, parameters_of
 
 CONF_MODULE = "brachium.conf"
 # Hydra raises bare ValueErrors too, for example for `model=null`.
@@ -67,6 +68,9 @@ class Composer:
             with self._hydra():
                 config = compose(config_name, overrides=self._with_path(overrides), return_hydra_config=True)
         except COMPOSE_ERRORS as error:
+            completed = self._completed(config_name, overrides)
+            if completed != list(overrides):
+                return self.compose(config_name, completed)
             raise self._explain(config_name, overrides, error) from error
         picked = {str(k): v for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
         choices = {key: "null" if option is None else str(option) for key, option in picked.items()}
@@ -116,6 +120,20 @@ class Composer:
             if (owner := "/".join(parts[:length])) in self.chosen_groups:
                 return f"{owner}={'/'.join([*parts[length:], option])}"
         return f"{group}={option}"
+
+    def _completed(self, config_name: str, overrides: Sequence[str]) -> list[str]:
+        """The overrides, with ``+`` before those that name an argument which a class takes and no YAML writes out."""
+        parsed = parse_overrides(overrides)
+        plain = [o for o in parsed if not (o.is_add() or o.is_delete() or o.is_force_add())]
+        suspects = {o.key_or_group for o in plain if "." in o.key_or_group}
+        others = [str(o.input_line) for o in parsed if o.key_or_group not in suspects]
+        try:
+            with self._hydra():
+                config = compose(config_name, overrides=self._with_path(others))
+        except COMPOSE_ERRORS:
+            return list(overrides)
+        taken = {key for key in suspects if _is_argument(config, key)}
+        return [f"+{line}" if o.key_or_group in taken else str(line) for o, line in zip(parsed, overrides)]
 
     # -- what went wrong ------------------------------------------------------------------------------------------
 
@@ -181,6 +199,19 @@ class Composer:
         except COMPOSE_ERRORS:
             return {}
         return {key: isinstance(value, DictConfig) for key, value in leaves(config, nodes=True)}
+
+
+def _is_argument(config: Any, key: str) -> bool:
+    """Whether `key` is not in a config, but the class that its node names takes it."""
+    parent, _, name = key.rpartition(".")
+    try:
+        node = OmegaConf.select(config, parent)
+        if not isinstance(node, DictConfig) or name in node or "_target_" not in node:
+            return False
+        parameters = parameters_of(locate(str(node["_target_"]), parent))
+    except (OmegaConfBaseException, ConfigError):
+        return False
+    return parameters is not None and name in parameters and name != "inputs"
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:

@@ -51,6 +51,7 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
     flags, plain, folders = split_flags(verb, words)
     typed = read_overrides(verb, flags, plain, folders)
     composer = Composer(typed.search_path)
+    trust_packages(typed.search_path)
     if "--help" in typed.flags:
         from .usage import help_page
 
@@ -69,6 +70,15 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
     if "--multirun" in typed.flags:
         return _run_jobs(verb, jobs, plans)
     return call(plans[0])
+
+
+def trust_packages(search_path: Sequence[str]) -> None:
+    """Who takes configs from a package trusts it: checkpoints may name its classes."""
+    named = [place.removeprefix("pkg://").partition(".")[0] for place in search_path if place.startswith("pkg://")]
+    if named:
+        from ..vla.recipe import trust
+
+        trust(*named)
 
 
 def choose_renderer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -100,9 +101,14 @@ class Recipe:
         """Return JSON-ready data; `from_dict` is the inverse."""
         return asdict(self)
 
+    @property
+    def packages(self) -> set[str]:
+        """Packages that its classes come from."""
+        return {target.partition(".")[0] for target in _targets(self.to_dict())}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """Build from `to_dict` output."""
+        """Build from `to_dict` output, which may be somebody else's file: it names trusted classes only (`trust`)."""
         known = set(inspect.signature(cls).parameters)
         unknown = set(data) - known
         if unknown:
@@ -110,6 +116,7 @@ class Recipe:
         missing = {"backbone", "head"} - set(data)
         if missing:
             raise CheckpointError(f"recipe has no {sorted(missing)}: damaged, or written by another version?")
+        require_trusted(data)
         return cls(**data)
 
     def build(
@@ -125,30 +132,55 @@ class Recipe:
             return VLAModel(recipe=self, embodiments=dict(embodiments), tokenizer=tokenizer)
 
 
-def instantiate(node: Mapping[str, Any], *, trusted: tuple[str, ...] = ("brachium",), **arguments: Any) -> Any:
-    """Make the object that `node` describes.
+_TRUSTED = {"brachium"}
 
-    Raises:
-        CheckpointError: `_target_` lies outside the `trusted` packages; a checkpoint may be somebody else's file.
-        ConfigError: No such class, or arguments it does not take.
+
+def trust(*packages: str) -> None:
+    """Let checkpoints name classes of these packages; what they name is imported and run.
+
+    On the command line ``hydra.searchpath=[pkg://theirs.conf]`` and the environment variable ``BRACHIUM_TRUST=theirs``
+    do the same.
     """
+    _TRUSTED.update(packages)
+
+
+def require_trusted(node: Any) -> None:
+    """Raise a CheckpointError if something in `node` would be imported from a package that is not trusted."""
     from hydra.utils import get_class
 
+    trusted = _TRUSTED | {name.strip() for name in os.environ.get("BRACHIUM_TRUST", "").split(",")}
+
     def check(target: str, module: str) -> None:
-        if module.partition(".")[0] not in trusted:
+        package = module.partition(".")[0]
+        if package not in trusted:
             raise CheckpointError(
-                f"refusing to import {target!r}: only {list(trusted)} are trusted. "
-                "If you trust where it comes from, pass trusted=('brachium', 'its_package')."
+                f"refusing to import {target!r}: only {sorted(trusted - {''})} are trusted. If you trust where it "
+                f"comes from, type BRACHIUM_TRUST={package} before the command, or call "
+                f"brachium.vla.recipe.trust({package!r})"
             )
 
     for target in _targets(node):
         check(target, target)
+        try:
+            made = get_class(target)
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(f"there is no class {target!r}: {error}") from error
+        check(target, made.__module__)  # a trusted module may have imported others
+
+
+def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Make the object that `node` describes.
+
+    Raises:
+        ConfigError: No such class, or arguments it does not take.
+    """
+    from hydra.utils import get_class
+
     target = str(node["_target_"])
     try:
         made = get_class(target)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"there is no class {target!r}: {error}") from error
-    check(target, made.__module__)  # a trusted module may have imported others
     options = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(made).parameters
     unknown = [k for k in options if k not in parameters]

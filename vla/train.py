@@ -23,7 +23,7 @@ from .heldout import evaluate_heldout
 from .loop import Optimization, TrainLoop
 from .model import VLAModel
 from .policy_data import PolicyBatch, encoding_key
-from .recipe import Recipe
+from .recipe import Recipe, trust
 from .sources import MixedData, Source, open_sources, sampled_chunks, statistics_of
 from .teach import teach_encoder
 from .tuning import ActionWriter, Tuning, check_tuning
@@ -81,6 +81,7 @@ def train(
         device: ``cpu``, ``cuda`` or ``auto``.
     """
     begin = time.monotonic()
+    trust(*model.packages)  # who typed the recipe trusts what it names
     check_tuning(tune, lora_rank, insulate=insulate, init=init is not None)
     sources = open_sources(store, heldout)
     _check_env(env, sources)

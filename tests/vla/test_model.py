@@ -11,7 +11,7 @@ from brachium.errors import CheckpointError, ConfigError, SpecMismatchError, Sto
 from brachium.spec import FeatureSpec
 from brachium.vla.checkpoint import make_golden, predict
 from brachium.vla.model import stack_images
-from brachium.vla.recipe import Recipe, instantiate
+from brachium.vla.recipe import Recipe, instantiate, require_trusted, trust
 
 from .conftest import (
     HEADS,
@@ -295,19 +295,26 @@ class TestRecipe:
         "target", ["os.system", "builtins.dict", "brachiumx.evil.Head", "torch.nn.Linear", "subprocess.Popen"]
     )
     def test_foreign_targets_are_refused(self, target):
-        with pytest.raises(CheckpointError, match="refusing to import"):
-            instantiate({"_target_": target})
-        with pytest.raises(CheckpointError, match="refusing to import"):
-            instantiate({**backbone_node(), "config": {"deep": [{"_target_": target}]}})
+        for node in ({"_target_": target}, {**backbone_node(), "config": {"deep": [{"_target_": target}]}}):
+            with pytest.raises(CheckpointError, match="refusing to import"):
+                Recipe.from_dict({**make_recipe().to_dict(), "head": node})
 
     def test_foreign_classes_are_refused_through_our_own_modules_too(self):
         """`brachium.vla.checkpoint.Path` starts with a trusted name, but is somebody else's class."""
         with pytest.raises(CheckpointError, match="refusing to import"):
-            instantiate({"_target_": "brachium.vla.checkpoint.Path"})
+            require_trusted({"_target_": "brachium.vla.checkpoint.Path"})
 
-    def test_trusted_packages_are_imported(self):
-        made = instantiate({"_target_": "fractions.Fraction", "numerator": 3}, trusted=("fractions",), denominator=4)
-        assert float(made) == 0.75
+    def test_packages_that_a_user_trusts_are_imported(self, monkeypatch):
+        node = {"_target_": "fractions.Fraction", "numerator": 3}
+        with pytest.raises(CheckpointError, match="type BRACHIUM_TRUST=fractions"):
+            require_trusted(node)
+        monkeypatch.setenv("BRACHIUM_TRUST", "other, fractions")
+        require_trusted(node)
+        assert float(instantiate(node, denominator=4)) == 0.75
+        monkeypatch.delenv("BRACHIUM_TRUST")
+        monkeypatch.setattr("brachium.vla.recipe._TRUSTED", {"brachium"})
+        trust("fractions")
+        require_trusted(node)
 
     def test_mistakes_in_a_node(self):
         with pytest.raises(ConfigError, match="there is no class"):

@@ -88,7 +88,7 @@ class OctoBackbone(nn.Module):
         self.patch_place = nn.Parameter(torch.randn(patches, width) * 0.02)
         self.camera_place = nn.Parameter(torch.randn(cameras, 1, width) * 0.02)
         self.readouts = nn.Parameter(torch.randn(readouts, width) * 0.02)
-        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         c = width // heads
         self.layers = LayerShape(count=depth, heads=heads, groups=heads, head_dim=c, rotary=True)
@@ -222,7 +222,7 @@ class OctoBackbone(nn.Module):
         return states
 
 
-class _Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block that gives its keys and values, and takes earlier ones."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -236,13 +236,16 @@ class _Block(nn.Module):
         self,
         x: Float[Tensor, "b q w"],
         who: Bool[Tensor, "b q k"],
-        rotary: Rotary,
-        positions: Int[Tensor, "b q"],
+        rotary: Rotary | None,
+        positions: Int[Tensor, "b q"] | None,
         key: Float[Tensor, "b g p c"] | None,
         value: Float[Tensor, "b g p c"] | None,
     ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b g k c"], Float[Tensor, "b g k c"]]:
+        """One step; `who` sees whom among the earlier keys and its own."""
         split = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, own, mine = rotary(split[0], positions), rotary(split[1], positions), split[2]
+        query, own, mine = split
+        if rotary is not None and positions is not None:
+            query, own = rotary(query, positions), rotary(own, positions)
         keys = own if key is None else torch.cat([key, own], dim=2)
         values = mine if value is None else torch.cat([value, mine], dim=2)
         x = x + self.out(attend(query, keys, values, who))

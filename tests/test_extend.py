@@ -1,0 +1,55 @@
+"""The examples of docs/extend run as they stand there, from a package outside of brachium."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
+FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
+RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.S)
+QUICK = ["optimization.steps=3", "optimization.batch_size=4", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A small store of the simulated arm."""
+    from brachium.__main__ import main
+
+    path = tmp_path_factory.mktemp("extend") / "store"
+    assert main(["record", "env=tabletop/reach", "episodes=4", "workers=1", f"out={path}"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_example_runs(page, store, tmp_path):
+    text = page.read_text()
+    for name, content in FILE.findall(text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        if "conf" in path.parts:
+            (tmp_path / Path(name).parts[0] / "conf" / "__init__.py").touch()
+            (tmp_path / Path(name).parts[0] / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}
+
+    def run(*words):
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    if (tmp_path / "make_store.py").exists():
+        run(sys.executable, "make_store.py", str(tmp_path / "scara"))
+    commands = [line for block in RUN.findall(text) for line in block.splitlines() if line]
+    assert commands
+    for command in commands:
+        words = shlex.split(command.replace("STORE", str(store)).replace("SCARA", str(tmp_path / "scara")))
+        words = [word.replace("OUT", str(tmp_path / "out")) for word in words]
+        quick = QUICK if words[1] == "train" else []
+        said = run(sys.executable, "-m", *words, *quick)
+        assert ("saved and verified" if words[1] == "train" else "golden batches within") in said
