@@ -1,6 +1,6 @@
 """Heads and embodiments in closed loop; figures go to ``benchmarks/results/heads.json``.
 
-Type: .venv/bin/python benchmarks/heads.py heads         (every head on the same data and steps)
+Type: .venv/bin/python benchmarks/heads.py heads         (heads on the same data and steps; --heads flow dit)
       .venv/bin/python benchmarks/heads.py embodiments   (two robots apart and in one model)
 
 The encoder is the shipped one, frozen. Everything lands in ``outputs/heads``, and what is there is reused.
@@ -74,7 +74,7 @@ def heads(options: argparse.Namespace) -> dict[str, Any]:
             head: pool.submit(
                 policy, f"head-{head}", [store], ["arm6_ee"], [f"model/head={head}", steps], options.episodes
             )
-            for head in HEADS
+            for head in options.heads
         }
         return {head: run.result() for head, run in runs.items()}
 
@@ -95,6 +95,7 @@ def embodiments(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("heads", "embodiments"))
+    parser.add_argument("--heads", nargs="*", default=HEADS, choices=HEADS, help="which heads")
     parser.add_argument("--demos", type=int, default=200, help="demonstrations a task")
     parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes a task")
     parser.add_argument("--steps", type=int, default=3500, help="steps of every training")
@@ -105,7 +106,8 @@ def main() -> None:
     found = {"heads": heads, "embodiments": embodiments}[options.part](options)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}  # as it is hours later
     results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
-    results |= {"demos": options.demos, "steps": options.steps, "episodes": options.episodes, options.part: found}
+    results |= {"demos": options.demos, "steps": options.steps, "episodes": options.episodes}
+    results[options.part] = {**results.get(options.part, {}), **found}
     TARGET.write_text(json.dumps(results, indent=1) + "\n")
 
 
