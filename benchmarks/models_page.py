@@ -195,8 +195,8 @@ NUMERICS = """## What is proven, and against what
 
 Where it differs on purpose: padded steps and constant dimensions never train (LeRobot's PI0 trains repeated actions
 past the end of an episode); LeRobot's PI0-FAST reads its begin token with the prompt in sampling but after it in
-training, here it stands after the prompt in both; tokens that write no action are an error, never zeros. Octo's own JAX weights
-are not converted.
+training, here it stands after the prompt in both; tokens that write no action are an error, never zeros. Octo's own JAX
+weights are not converted.
 """
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError
-from .backbones.load import quiet
+from .backbones.source import quiet
 from .card import model_card
 from .checkpoint import replace_folder, unshared
 from .encoder import Encoder, build_encoder

@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from brachium.errors import BrachiumError, CheckpointError, ConfigError
+from brachium.errors import BrachiumError, CheckpointError, ConfigError, DeviceMemoryError
 from brachium.vla.loop import Optimization, TrainLoop
 
 OPTIONS = Optimization(
     steps=20, batch_size=4, lr=1e-2, warmup=5, ema=0.9, precision="float32", log_every=2, save_every=10, seed=3
+)
+
+MEMORY_ERRORS = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
 )
 
 
@@ -396,3 +402,16 @@ def test_a_torn_log_line_is_dropped_on_resuming(tmp_path, whole):
         file.write('{"step": 8, "lo')
     make_loop(tmp_path / "a", resume=True).run()
     assert log_of(tmp_path / "a") == whole[1]
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
+def test_out_of_memory_says_what_to_lower_and_leaves_nothing_half_saved(tmp_path, error):
+    def loss(batch, generator):
+        raise error
+
+    loop = make_loop(tmp_path, loss=loss)
+    with pytest.raises(
+        DeviceMemoryError, match=r"out of memory at step 0 on cpu\. Lower optimization.batch_size \(\d+"
+    ):
+        loop.run()
+    assert not list(tmp_path.glob("resume-*"))

@@ -1,5 +1,7 @@
 """The whole model: normalisation, limits, embodiments side by side, hostile specs."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -326,3 +328,13 @@ class TestRecipe:
         node = {"_target_": backbone_node()["_target_"], "config": vlm_config()}
         instantiate(node, vocab_size=20, readouts=3)
         assert node["config"] == vlm_config()
+
+
+def test_the_models_are_imported_without_transformers_and_its_like():
+    """They cost ten seconds; a backbone of theirs brings them when it is built."""
+    modules = ("train", "heads.expert", "heads.vocabulary", "backbones.octo", "exchange.lerobot", "verify")
+    heavy = ("transformers", "lerobot", "torchvision", "scipy", "peft", "matplotlib", "tensorboard", "mujoco")
+    code = f"import sys, {', '.join(f'brachium.vla.{name}' for name in modules)}\n"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -319,3 +319,22 @@ def test_octo_cannot_speak_and_says_what_does_not_fit():
             call(given_)
     with pytest.raises(ConfigError, match="image_size as a multiple of 4"):
         make_octo(image_size=18)
+
+
+@torch.no_grad()
+def test_octo_rules_say_who_sees_whom():
+    """Found by changing one token at a time: the task sees itself, observations the task too, readouts everything."""
+    made = make_octo()
+    images, tokens, _ = inputs(b=1)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    extra = torch.randn(1, 2, made.width, generator=torch.Generator().manual_seed(3))
+    spans = made.read(images, tokens, mask, extra=extra).spans
+    kinds = {name: kind for kind, names in enumerate((("text",), ("images", "extra"), ("readouts",))) for name in names}
+    entered = {}
+    handle = made.blocks[0].register_forward_pre_hook(lambda module, args: entered.update(who=args[1]))
+    made.read(images, tokens, mask, extra=extra)
+    handle.remove()
+    for asker, rows in spans.items():
+        for known, columns in spans.items():
+            block = entered["who"][0, rows, columns]
+            assert bool(block.all()) == bool(block.any()) == (kinds[known] <= kinds[asker]), (asker, known)

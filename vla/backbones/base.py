@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ..attention import LayerShape, Rotary
-from .packed import Packing
+from .packing import Packing
 from .resize import Images
 
 

@@ -19,7 +19,8 @@ from ...errors import ConfigError, did_you_mean
 from ..attention import LayerShape, Rotary, additive, block_mask
 from .base import BackboneFeatures, Prefix, VLMFamily
 from .load import build, load_pretrained, require_room
-from .packed import KERNEL, Packing
+from .packed import KERNEL
+from .packing import Packing
 from .paligemma import PaliGemma
 from .qwen_vl import QwenVL
 from .resize import FITS, Images, squares

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
-from transformers.utils import logging as hf_logging
 
 from ...errors import CheckpointError, ConfigError, did_you_mean
-from .source import cannot_load, require_model_folder
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let `transformers` draw no progress bars meanwhile: a model this small is there before one could be read."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+from .source import cannot_load, quiet, require_model_folder
 
 
 def require_room(vlm: Any, vocab_size: int | None, path: str) -> None:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, ConfigError
 from ..attention import LayerShape, Rotary, attend, block_mask
 from .base import Prefix
-from .load import quiet
 from .resize import FITS, Images, squares
-from .source import cannot_load, require_model_folder
+from .source import cannot_load, quiet, require_model_folder
 
 TASK, OBSERVATION, READOUT = 0, 1, 2
 """Blocks of `block_mask`: a token sees those of its own block and of earlier ones."""

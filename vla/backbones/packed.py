@@ -7,31 +7,18 @@ tokens alone. The result is the same; in training on a CPU it is several times f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ...errors import ConfigError
 from ..attention import additive
+from .packing import Packing
 
 KERNEL = "packed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """How a sequence ``[prefix][text 1]...[text k]`` is laid out.
-
-    Attributes:
-        prefix: Who in the prefix sees whom, (m, m).
-        own: Who in a text sees whom in it, (b, k, e, e).
-    """
-
-    prefix: Bool[Tensor, "m m"]
-    own: Bool[Tensor, "b k e e"]
 
 
 def packed_attention(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import CheckpointError, did_you_mean
@@ -37,3 +39,17 @@ def cannot_load(what: str, source: str, error: BaseException) -> str:
     else:
         advice = f"expected a folder, or a hub name that can be reached; without network, download {source!r} elsewhere"
     return f"cannot load {what} from {source!r}: {advice}.\nThe library says: {error}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let `transformers` draw no progress bars meanwhile: a model this small is there before one could be read."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
