@@ -92,16 +92,15 @@ def train(
     place = torch.device(choose_device(device))
     statistics = statistics_of(sources)
     notes: dict[str, Any] = {"seconds": {}}
-    fresh = list(statistics)
     if init is not None:
         vla, fresh = extend_checkpoint(init, sources, optimization.seed)
         if tune == "embodiment" and not fresh:
             raise ConfigError(f"tune=embodiment: {init} knows {list(statistics)} already; expected data of a new one")
     else:
-        learns = tune == "full"
         if insulate and not model.points:
             model = replace(model, insulate=True)
         fitted = fit_tokenizers(model, lambda mode, h: sampled_chunks(sources, statistics, mode, h))
+        learns, fresh = tune == "full", list(statistics)
         vla = build_model(fitted, sources, grounding, encoder, optimization.seed, learns=learns)
     vla = vla.to(place)
     for name in fresh:
@@ -109,6 +108,8 @@ def train(
     notes["parameters"] = vla.parameter_count()
     if encoder is None and init is None:
         notes |= teach_encoder(vla, sources, grounding, folder, resume)
+        if tune != "full" and grounding is None and not vla.recipe.backbone.get("path"):
+            log("the backbone has random weights and stays as it is: type tune=full to train it with the head")
     keys = [encoding_key(vla, source.store) for source in sources]
     tuning = Tuning(vla, tune, lora_rank, optimization.seed, fresh, freeze or ())
     data = MixedData(
@@ -143,23 +144,22 @@ def train(
     loop.use_average()
     tuning.finish()
     notes["seconds"]["total"] = loop.earlier + time.monotonic() - begin
-    notes |= {
-        "metrics": metrics,
-        "loader_wait": loop.wait_share,
-        "store": _noted(sources),
-        "head": type(vla.head).__name__,
-        "seed": optimization.seed,
-        "init": init,
-        "statistics": {name: found.to_dict() for name, found in statistics.items()},
-    }
-    goldens = _goldens(vla.cpu(), sources, init)
-    checkpoint = save_checkpoint(folder / "checkpoint", vla, goldens, notes)
-    load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
-    (folder / "resume-act.safetensors").unlink(missing_ok=True)
-    log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
+    notes |= {"metrics": metrics, "loader_wait": loop.wait_share, "seed": optimization.seed, "init": init}
+    notes["statistics"] = {name: found.to_dict() for name, found in statistics.items()}
+    checkpoint = _save(folder, vla.cpu(), sources, notes)
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
+
+
+def _save(folder: Path, vla: VLAModel, sources: Sequence[Source], notes: dict[str, Any]) -> Path:
+    """Save and prove the result; only then what a resumed run would need is removed."""
+    notes |= {"store": _noted(sources), "head": type(vla.head).__name__}
+    checkpoint = save_checkpoint(folder / "checkpoint", vla, _goldens(vla, sources, notes["init"]), notes)
+    load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
+    (folder / "resume-act.safetensors").unlink(missing_ok=True)
+    log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
+    return checkpoint
 
 
 def _announce(vla: VLAModel, sources: Sequence[Source], data: MixedData) -> None:
@@ -213,14 +213,16 @@ def _insulated(
 
 
 def _evaluate(vla: VLAModel, data: MixedData, statistics: dict[str, Statistics]) -> dict[str, float]:
-    """Held-out metrics; of several stores their mean, and each store's by its embodiment."""
-    found = {}
-    for part in data.testing:
-        name = part.store.embodiment.name
-        found[name] = evaluate_heldout(vla, part, name, statistics[name])
-    metrics = {k: float(np.mean([m[k] for m in found.values()])) for k in next(iter(found.values()))}
-    if len(found) > 1:
-        metrics |= {f"{k}/{name}": value for name, each in found.items() for k, value in each.items()}
+    """Held-out metrics: the mean over the stores, and of several embodiments that over each one's."""
+    names = [part.store.embodiment.name for part in data.testing]
+    found = [evaluate_heldout(vla, part, name, statistics[name]) for part, name in zip(data.testing, names)]
+
+    def mean(some: list[dict[str, float]], suffix: str = "") -> dict[str, float]:
+        return {f"{k}{suffix}": float(np.mean([m[k] for m in some])) for k in some[0]}
+
+    metrics = mean(found)
+    for name in dict.fromkeys(names) if len(set(names)) > 1 else ():
+        metrics |= mean([m for m, owner in zip(found, names) if owner == name], f"/{name}")
     return metrics
 
 
