@@ -80,3 +80,33 @@ def attend(
     mask = None if seen is None else additive(seen, query.dtype)[:, None]
     found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return found.transpose(1, 2).flatten(2)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block that gives its keys and values, and takes earlier ones."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q w"],
+        who: Bool[Tensor, "b q k"] | None,
+        rotary: Rotary | None = None,
+        positions: Int[Tensor, "b q"] | None = None,
+        key: Float[Tensor, "b g p c"] | None = None,
+        value: Float[Tensor, "b g p c"] | None = None,
+    ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b g k c"], Float[Tensor, "b g k c"]]:
+        """One step; `who` sees whom among the earlier keys and its own, None for everybody everything."""
+        split = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, own, mine = split
+        if rotary is not None and positions is not None:
+            query, own = rotary(query, positions), rotary(own, positions)
+        keys = own if key is None else torch.cat([key, own], dim=2)
+        values = mine if value is None else torch.cat([value, mine], dim=2)
+        x = x + self.out(attend(query, keys, values, who))
+        return x + self.mlp(self.norm2(x)), keys, values

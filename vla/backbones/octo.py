@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError
-from ..attention import LayerShape, Rotary, attend, block_mask
+from ..attention import LayerShape, Rotary, TransformerBlock, block_mask
 from .base import Prefix
 from .resize import FITS, Images, squares
 from .source import cannot_load, quiet, require_model_folder
@@ -219,36 +219,6 @@ class OctoBackbone(nn.Module):
         with torch.no_grad():
             states: Tensor = self.words(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         return states
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm transformer block that gives its keys and values, and takes earlier ones."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(
-        self,
-        x: Float[Tensor, "b q w"],
-        who: Bool[Tensor, "b q k"],
-        rotary: Rotary | None,
-        positions: Int[Tensor, "b q"] | None,
-        key: Float[Tensor, "b g p c"] | None,
-        value: Float[Tensor, "b g p c"] | None,
-    ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b g k c"], Float[Tensor, "b g k c"]]:
-        """One step; `who` sees whom among the earlier keys and its own."""
-        split = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, own, mine = split
-        if rotary is not None and positions is not None:
-            query, own = rotary(query, positions), rotary(own, positions)
-        keys = own if key is None else torch.cat([key, own], dim=2)
-        values = mine if value is None else torch.cat([value, mine], dim=2)
-        x = x + self.out(attend(query, keys, values, who))
-        return x + self.mlp(self.norm2(x)), keys, values
 
 
 def _word_reader(

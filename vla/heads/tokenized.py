@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..attention import TransformerBlock
 from ..recipe import instantiate
 from .base import Context, ContextPool, HeadInputs
 from .written import Written, target_loss, write
@@ -63,7 +64,7 @@ class TokenizedHead(nn.Module):
                 for k, a in inputs.action_dims.items()
             }
         )
-        self.blocks = nn.ModuleList([CausalBlock(width, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.out = nn.ModuleDict({k: nn.Linear(width, size) for k in inputs.action_dims})
 
@@ -82,8 +83,9 @@ class TokenizedHead(nn.Module):
         hidden = torch.cat([start, self.embedding(written.tokens[:, :-1])], dim=1)
         hidden = hidden + self._place(written.before, embodiment)
         hidden = torch.cat([self._prefix(context), hidden], dim=1)
+        causal = _causal(hidden)
         for block in self.blocks:
-            hidden, _ = block(hidden, None)
+            hidden, *_ = block(hidden, causal)
         logits = self.out[embodiment](self.norm(hidden[:, self.prefix :])).float()
         return target_loss(logits, written, self.smoothing if self.tokenizer.ordered else 0.0)
 
@@ -91,7 +93,7 @@ class TokenizedHead(nn.Module):
         self, context: Context, noise: Float[Tensor, "b h a"], dim_mask: Bool[Tensor, " a"], embodiment: str
     ) -> Float[Tensor, "b h a"]:
         """The likeliest allowed token at every position, greedily; `noise` gives only the shape."""
-        caches: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
+        caches: list[tuple[Tensor, Tensor] | tuple[None, None]] = [(None, None)] * len(self.blocks)
         prefix = self._prefix(context)
 
         def follow(token: Int[Tensor, " b"] | None, before: Int[Tensor, " b"]) -> Float[Tensor, "b size"]:
@@ -99,8 +101,10 @@ class TokenizedHead(nn.Module):
             hidden = (entered + self._place(before, embodiment))[:, None]
             if token is None:
                 hidden = torch.cat([prefix, hidden], dim=1)
+            who = _causal(hidden) if token is None else None
             for k, block in enumerate(self.blocks):
-                hidden, caches[k] = block(hidden, caches[k])
+                hidden, *kept = block(hidden, who, None, None, *caches[k])
+                caches[k] = kept[0], kept[1]
             logits: Tensor = self.out[embodiment](self.norm(hidden[:, -1]))
             return logits
 
@@ -116,24 +120,6 @@ class TokenizedHead(nn.Module):
         return table[before.clamp(max=len(table) - 1)]
 
 
-class CausalBlock(nn.Module):
-    """Pre-norm transformer block with a key-value cache."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(
-        self, x: Float[Tensor, "b q w"], cache: tuple[Tensor, Tensor] | None
-    ) -> tuple[Float[Tensor, "b q w"], tuple[Tensor, Tensor]]:
-        """Attend to the past (cached) and present tokens."""
-        b, q, w = x.shape
-        query, key, value = self.qkv(self.norm1(x)).reshape(b, q, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
-        seen = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
-        x = x + self.out(seen.transpose(1, 2).reshape(b, q, w))
-        return x + self.mlp(self.norm2(x)), (key, value)
+def _causal(x: Float[Tensor, "b q w"]) -> Bool[Tensor, "b q q"]:
+    b, q = x.shape[:2]
+    return torch.ones(q, q, dtype=torch.bool, device=x.device).tril().expand(b, -1, -1)
