@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, NotFoundError
 
 
 def verify(
@@ -44,11 +44,13 @@ def verify(
 
 
 def named(words: list[str]) -> list[str]:
-    """Words of the command line with a folder that was typed alone as what it is."""
+    """Words of the command line with a folder that was typed alone as what it is; NotFoundError for none."""
 
     def name(word: str) -> str:
         if "=" in word or word.startswith("-"):
             return word
+        if not Path(word).exists():
+            raise NotFoundError(f"no checkpoint and no episode store at {word}. Type: brachium list checkpoints")
         is_checkpoint = (Path(word) / "recipe.json").exists() or (Path(word) / "model.safetensors").exists()
         return f"{'checkpoint' if is_checkpoint else 'store'}={word}"
 

@@ -75,6 +75,32 @@ def test_every_recipe_trains_and_proves_itself(name, folder, demos, tmp_path, ca
     assert predict(load_checkpoint(checkpoint), "tiny", golden.observation, golden.noise).shape[2] == 3
 
 
+def test_verify_says_what_it_cannot_find(tmp_path, capsys):
+    for words, says in (
+        ([str(tmp_path / "none")], "no checkpoint and no episode store at"),
+        ([], "expected a checkpoint or a store to verify"),
+        (["store=a", "checkpoint=b"], "one of them alone"),
+    ):
+        assert main(["verify", *words]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_shipped_model_is_a_backbone_for_heads_that_need_its_layers(tmp_path):
+    """Its vision and language, without the pointing."""
+    from brachium.vla.pretrained import Pretrained
+
+    store = tmp_path / "store"
+    assert main(["record", "env=tabletop/reach", "episodes=3", "workers=1", f"out={store}"]) == 0
+    options = ["encoder=nano", "model.points=false", "model/head=pi0", "model.head.width=32", "model.head.mlp=48"]
+    options += ["optimization.steps=2", "optimization.batch_size=4", f"out={tmp_path / 'run'}", "device=cpu"]
+    assert main(["train", f"store={store}", *options]) == 0
+    ours = load_checkpoint(tmp_path / "run" / "checkpoint").encoder.backbone
+    theirs = Pretrained.load("nano").encoder.backbone
+    for key, value in theirs.vlm.state_dict().items():
+        assert torch.equal(ours.vlm.state_dict()[key], value), key
+    assert torch.equal(ours.pixel_mean, theirs.pixel_mean)
+
+
 @pytest.fixture(scope="module")
 def insulated(folder, tmp_path_factory):
     """pi0.5's recipe trained for two steps."""

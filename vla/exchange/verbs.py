@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...spec import EmbodimentSpec, Observation
 from ..checkpoint import load_checkpoint, make_golden, save_checkpoint
 from ..tokenizer import load_tokenizer
-from .lerobot import read_lerobot, write_lerobot
+from .lerobot import read_config, read_lerobot, write_lerobot
 
 GOLDEN_INPUTS = 4
 
@@ -46,6 +46,7 @@ def import_policy(
         store: Take embodiment and statistics from this store, for a base model that has none for your robot.
         options: What to take in place of their configuration, as {vision_heads: 16}.
     """
+    read_config(Path(policy))  # says what is wrong before anything is fetched
     require_disk(Path(out), 200e6, "importing a policy")
     spec, statistics = _spec(embodiment), None
     if store is not None:
