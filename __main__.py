@@ -83,10 +83,6 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"expected a verb, got {verb!r}. {did_you_mean(verb, VERBS)}\nType: brachium --help")
     from .cli.run import run_verb
 
-    if verb == "verify":
-        from .verify import named
-
-        rest = named(rest)
     config, summary = VERBS[verb]
     return run_verb(verb, config, rest, summary)
 

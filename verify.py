@@ -47,7 +47,7 @@ def named(words: list[str]) -> list[str]:
     """Words of the command line with a folder that was typed alone as what it is; NotFoundError for none."""
 
     def name(word: str) -> str:
-        if "=" in word or word.startswith("-"):
+        if "=" in word or word.startswith(("-", "~", "+")):
             return word
         if not Path(word).exists():
             raise NotFoundError(f"no checkpoint and no episode store at {word}. Type: brachium list checkpoints")

@@ -49,6 +49,10 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
     """Run `verb` with the words typed after it and return the exit code; raise BrachiumError for mistakes."""
     choose_renderer()
     flags, plain, folders = split_flags(verb, words)
+    if verb == "verify":
+        from ..verify import named
+
+        plain = named(plain)
     typed = read_overrides(verb, flags, plain, folders)
     composer = Composer(typed.search_path)
     trust_packages(typed.search_path)

@@ -50,10 +50,16 @@ def extend_checkpoint(path: str, sources: Sequence[Source], seed: int) -> tuple[
     old = load_checkpoint(path)
     embodiments = dict(old.embodiments)
     fresh = []
+    first = next(iter(old.embodiments.values()))
     for name, spec in embodiments_of(sources).items():
         if name in embodiments:
             spec.require_same(embodiments[name], f"the data of {name}", f"checkpoint {path}")
         else:
+            if _sees_by_camera(old) and spec.camera_names != first.camera_names:
+                raise SpecMismatchError(
+                    f"checkpoint {path} knows what each of {first.camera_names} looks like on average; {name} has "
+                    f"{spec.camera_names}. Train one for both from the start: store=[STORE,STORE]"
+                )
             embodiments[name] = spec
             fresh.append(name)
     recipe = replace(old.recipe, backbone=resolved_backbone(old.recipe, old.encoder))
@@ -122,6 +128,12 @@ def build_model(
     return model
 
 
+def _sees_by_camera(model: VLAModel) -> bool:
+    """Whether a model's encoder is tied to its cameras: it points, or has a mean image of each."""
+    backbone: Any = model.encoder.backbone
+    return model.recipe.points or len(getattr(backbone, "pixel_mean", ())) > 1
+
+
 def _on_encoder(recipe: Recipe, embodiments: Mapping[str, EmbodimentSpec], encoder: str, seed: int) -> VLAModel:
     """A fresh model on the encoder of a checkpoint."""
     if not Path(encoder).exists():
@@ -131,8 +143,7 @@ def _on_encoder(recipe: Recipe, embodiments: Mapping[str, EmbodimentSpec], encod
         )
     source = load_checkpoint(encoder)
     theirs = next(iter(source.embodiments.values()))
-    backbone: Any = source.encoder.backbone
-    by_camera = source.recipe.points or len(getattr(backbone, "pixel_mean", ())) > 1  # a mean image a camera
+    by_camera = _sees_by_camera(source)
     for name, spec in embodiments.items():
         fits = not source.recipe.points or tool_pose(theirs) == tool_pose(spec)
         if (by_camera and theirs.camera_names != spec.camera_names) or not fits:

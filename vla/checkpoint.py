@@ -193,7 +193,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     try:
         recipe = Recipe.from_dict(_load(path / "recipe.json"))
         embodiments = {k: EmbodimentSpec.from_dict(v) for k, v in _load(path / "embodiments.json").items()}
-        tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"))
+        tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"), trust_remote_code=False)
         model = recipe.build(embodiments, tokenizer)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

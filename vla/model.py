@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..datasets.normalize import Normalizer
 from ..datasets.statistics import Statistics
-from ..errors import SpecMismatchError, StoreError, did_you_mean
+from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec
 from .backbones.resize import Images
 from .encoder import Encoding, build_encoder
@@ -41,7 +42,9 @@ class VLAModel(nn.Module):
     ) -> None:
         super().__init__()
         self.recipe, self.embodiments, self.tokenizer = recipe, embodiments, tokenizer
-        self.instructions = InstructionEncoder(tokenizer, recipe.max_tokens, recipe.prompt, recipe.special_tokens)
+        self.instructions = InstructionEncoder(
+            tokenizer, recipe.max_tokens, recipe.prompt, recipe.special_tokens, recipe.clean
+        )
         first = _require_alike(embodiments, recipe)
         self.encoder = build_encoder(
             recipe,
@@ -65,6 +68,7 @@ class VLAModel(nn.Module):
         inputs = self._head_inputs()
         self.head = instantiate(recipe.head, inputs=inputs)
         self.speech = None if recipe.speech is None else instantiate(recipe.speech, inputs=inputs)
+        self.check_insulation()
         self.words_in: nn.Module | None = None
         if recipe.points:
             self.words_in = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, recipe.words_dim), nn.Tanh())
@@ -73,6 +77,14 @@ class VLAModel(nn.Module):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
                 self.register_buffer(f"{kind}_scale_{name}", torch.ones(dim))
             self.register_buffer(f"action_active_{name}", torch.ones(spec.action.dim, dtype=torch.bool))
+
+    def check_insulation(self) -> None:
+        """Raise ConfigError for a head that cannot be insulated: one that goes on reading by the backbone's layers."""
+        if self.recipe.insulate and getattr(self.head, "goes_on", False):
+            raise ConfigError(
+                f"{type(self.head).__name__} goes on reading with the backbone's own layers, so its gradient reaches "
+                "them: insulate=true needs a head beside the language model (flow, dit, pi0, pi05, smolvla ...)"
+            )
 
     def _head_inputs(self) -> HeadInputs:
         recipe, backbone = self.recipe, self.encoder.backbone
@@ -276,8 +288,11 @@ def _require_alike(embodiments: Mapping[str, EmbodimentSpec], recipe: Recipe) ->
         raise SpecMismatchError("a model needs at least one embodiment")
     first = next(iter(embodiments.values()))
     for name, spec in embodiments.items():
-        if "." in name:
-            raise SpecMismatchError(f"embodiment {name!r} names layers of the model: use no '.' in it")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name):
+            raise SpecMismatchError(
+                f"embodiment {name!r} names layers and files of the model: use letters, digits, '_' and '-', no '.', "
+                "and no word that means something to torch (type, keys, items ...)"
+            )
         for feature, pad in ((spec.state, recipe.state_pad), (spec.action, recipe.action_pad)):
             if pad and feature.dim > pad:
                 raise SpecMismatchError(

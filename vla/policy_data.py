@@ -169,7 +169,9 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
 
 def encoding_key(model: VLAModel, store: EpisodeStore) -> str:
     """16 hex digits that change with the encoder's weights or the data."""
-    digest = hashlib.sha256(f"{store.fingerprint} {model.recipe.max_tokens} {model.recipe.backbone}".encode())
+    recipe = model.recipe
+    told = [recipe.max_tokens, recipe.backbone, recipe.prompt, recipe.special_tokens, recipe.clean]
+    digest = hashlib.sha256(f"{store.fingerprint} {told}".encode())
     for key, value in sorted(model.encoder.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -35,6 +35,7 @@ class Recipe:
         width: Width of the per-embodiment state encoding.
         prompt: What the backbone reads: ``{instruction}``, and with ``state=prompt`` ``{state}``, between other words.
         special_tokens: Whether the tokenizer adds its own (a begin token, for most) to the prompt.
+        clean: Strip instructions, and read ``_`` and line breaks in them as spaces (pi0.5 does).
         state: Where the state goes: ``vector`` (to the head), ``prefix`` (a token after the prompt, as in SmolVLA) or
             ``prompt`` (in words, 256 bins a dimension, as in pi0.5).
         state_pad, action_pad: Dimensions that every state and action is padded to, as in models that pretrained one
@@ -60,6 +61,7 @@ class Recipe:
     width: int = 128
     prompt: str = "{instruction}"
     special_tokens: bool = False
+    clean: bool = False
     state: str = "vector"
     state_pad: int = 0
     action_pad: int = 0

@@ -16,6 +16,7 @@ from ..datasets.store import EpisodeStore
 from .checkpoint import unshared
 from .ground import Grounding, ground
 from .model import VLAModel, stack_images
+from .recipe import Recipe
 from .sources import Source
 
 
@@ -35,6 +36,11 @@ def teach_encoder(
     begin = time.monotonic()
     metrics = _ground_once(vla, grounding, Path(grounding.out or folder), resume)
     return {"grounding": metrics, "seconds": {"ground": time.monotonic() - begin}}
+
+
+def is_pretrained_vision(recipe: Recipe) -> bool:
+    """Whether the backbone's vision comes with weights; a path of `OctoBackbone` is of its words alone."""
+    return bool(recipe.backbone.get("path")) and not str(recipe.backbone["_target_"]).endswith("OctoBackbone")
 
 
 def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool) -> Mapping[str, float]:
@@ -77,7 +83,7 @@ def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool
 
 def _fit_pixels(vla: VLAModel, sources: Sequence[Source]) -> None:
     """Pixel statistics from the demonstrations, for a backbone trained from scratch without grounding."""
-    if vla.recipe.backbone.get("path"):
+    if is_pretrained_vision(vla.recipe):
         return
     found = []
     for source in sources:

@@ -57,7 +57,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         # transformers would make an empty tokenizer of the kind that config.json names
         raise CheckpointError(f"{path} has no tokenizer: expected one of {', '.join(VOCABULARIES)} beside the model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(cannot_load("a tokenizer", path, error)) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -73,6 +73,7 @@ class InstructionEncoder:
         length: Tokens kept; longer prompts lose their beginning.
         prompt: What is read: ``{instruction}`` and perhaps ``{state}`` between other words.
         special_tokens: Whether the tokenizer adds its own (a begin token, for most).
+        clean: Strip instructions, and read ``_`` and line breaks in them as spaces.
     """
 
     def __init__(
@@ -81,15 +82,17 @@ class InstructionEncoder:
         length: int,
         prompt: str = "{instruction}",
         special_tokens: bool = False,
+        clean: bool = False,
     ) -> None:
         self.tokenizer, self.length, self.prompt, self.special = tokenizer, length, prompt, special_tokens
+        self.clean = clean
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         self.unknown = int(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else self.pad
         self._cache: dict[str, np.ndarray] = {}
 
     def __call__(self, instructions: Iterable[str], state: np.ndarray | None = None) -> np.ndarray:
         """Return int64 (b, l); `state` (b, s), normalised to [-1, 1], is written as whole numbers from 0 to 255."""
-        texts = list(instructions)
+        texts = [t.strip().replace("_", " ").replace("\n", " ") if self.clean else t for t in instructions]
         if state is None:
             return np.stack([self._cached(self.prompt.format(instruction=text)) for text in texts])
         said = [" ".join(map(str, row)) for row in state_bins(state)]

@@ -25,7 +25,7 @@ from .model import VLAModel
 from .policy_data import PolicyBatch, encoding_key
 from .recipe import Recipe, trust
 from .sources import MixedData, Source, open_sources, sampled_chunks, statistics_of
-from .teach import teach_encoder
+from .teach import is_pretrained_vision, teach_encoder
 from .tuning import ActionWriter, Tuning, check_tuning
 
 GOLDEN_FRAMES = 4
@@ -83,6 +83,8 @@ def train(
     begin = time.monotonic()
     trust(*model.packages)  # who typed the recipe trusts what it names
     check_tuning(tune, lora_rank, insulate=insulate, init=init is not None)
+    if init is not None and (encoder is not None or grounding is not None):
+        raise ConfigError("init=CHECKPOINT brings its own encoder: leave encoder and grounding out")
     sources = open_sources(store, heldout)
     _check_env(env, sources)
     folder = Path(out)
@@ -97,18 +99,19 @@ def train(
         if tune == "embodiment" and not fresh:
             raise ConfigError(f"tune=embodiment: {init} knows {list(statistics)} already; expected data of a new one")
     else:
-        if insulate and not model.points:
-            model = replace(model, insulate=True)
         fitted = fit_tokenizers(model, lambda mode, h: sampled_chunks(sources, statistics, mode, h))
         learns, fresh = tune == "full", list(statistics)
         vla = build_model(fitted, sources, grounding, encoder, optimization.seed, learns=learns)
+    if insulate and not vla.recipe.points:  # a model that points learns to say actions as location tokens instead
+        vla.recipe = replace(vla.recipe, insulate=True)
+        vla.check_insulation()
     vla = vla.to(place)
     for name in fresh:
         vla.set_statistics(name, statistics[name])
     notes["parameters"] = vla.parameter_count()
     if encoder is None and init is None:
         notes |= teach_encoder(vla, sources, grounding, folder, resume)
-        if tune != "full" and grounding is None and not vla.recipe.backbone.get("path"):
+        if tune != "full" and grounding is None and not is_pretrained_vision(vla.recipe):
             log("the backbone has random weights and stays as it is: type tune=full to train it with the head")
     keys = [encoding_key(vla, source.store) for source in sources]
     tuning = Tuning(vla, tune, lora_rank, optimization.seed, fresh, freeze or ())
@@ -146,16 +149,16 @@ def train(
     notes["seconds"]["total"] = loop.earlier + time.monotonic() - begin
     notes |= {"metrics": metrics, "loader_wait": loop.wait_share, "seed": optimization.seed, "init": init}
     notes["statistics"] = {name: found.to_dict() for name, found in statistics.items()}
-    checkpoint = _save(folder, vla.cpu(), sources, notes)
+    checkpoint = _save(folder, vla.cpu(), sources, notes, tune)
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
 
 
-def _save(folder: Path, vla: VLAModel, sources: Sequence[Source], notes: dict[str, Any]) -> Path:
+def _save(folder: Path, vla: VLAModel, sources: Sequence[Source], notes: dict[str, Any], tune: str) -> Path:
     """Save and prove the result; only then what a resumed run would need is removed."""
     notes |= {"store": _noted(sources), "head": type(vla.head).__name__}
-    checkpoint = save_checkpoint(folder / "checkpoint", vla, _goldens(vla, sources, notes["init"]), notes)
+    checkpoint = save_checkpoint(folder / "checkpoint", vla, _goldens(vla, sources, notes["init"], tune), notes)
     load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
     (folder / "resume-act.safetensors").unlink(missing_ok=True)
     log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
@@ -180,6 +183,7 @@ def _objective(
         count = sum(len(batch.state) for batch in batches)
         total = torch.zeros((), device=vla.device)
         parts: dict[str, Tensor] = {}
+        rows: dict[str, int] = {}
         for batch in batches:
             share = len(batch.state) / count
             if writers:
@@ -191,8 +195,10 @@ def _objective(
                 found = vla.loss(encoding, *args).mean()
             total = total + share * found
             if len(batches) > 1:
-                parts[f"loss/{batch.embodiment}"] = found.detach()
-        return total, parts
+                name = f"loss/{batch.embodiment}"
+                parts[name] = parts.get(name, torch.zeros_like(total)) + len(batch.state) * found.detach()
+                rows[name] = rows.get(name, 0) + len(batch.state)
+        return total, {k: v / rows.get(k, 1) for k, v in parts.items()}
 
     return loss
 
@@ -252,12 +258,17 @@ def _noted(sources: Sequence[Source]) -> dict[str, Any]:
     return {**joined, "episodes": sum(e["episodes"] for e in each), "sources": each}
 
 
-def _goldens(vla: VLAModel, sources: Sequence[Source], init: str | None) -> list[Golden]:
-    """A golden batch of every embodiment; of those without data here, the checkpoint's inputs, answered anew."""
+def _goldens(vla: VLAModel, sources: Sequence[Source], init: str | None, tune: str) -> list[Golden]:
+    """A golden batch of every embodiment.
+
+    Those without data here have the checkpoint's inputs: answered anew, or with ``embodiment``, which must change
+    nothing for them, with the checkpoint's own answers, which loading then proves.
+    """
     found = {source.name: _golden(vla, source) for source in reversed(sources)}
     if init is not None:
         for name, golden in read_goldens(Path(init)).items():
-            found.setdefault(name, make_golden(vla, name, golden.observation))
+            if name not in found:
+                found[name] = golden if tune == "embodiment" else make_golden(vla, name, golden.observation)
     return list(found.values())
 
 

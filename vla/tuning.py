@@ -63,6 +63,7 @@ class Tuning:
             )
         self.encoder, self._adapted = encoder, None
         encoder.requires_grad_(tune == "full")
+        backbone.requires_grad_(tune == "full")  # which may keep something back
         for part in freeze:
             backbone.parts[part].requires_grad_(False)
         if tune == "embodiment":
@@ -82,6 +83,13 @@ class Tuning:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 self._adapted = LoraModel(vlm, options, "default")  # in place
+
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f"tune={tune} leaves nothing to train: this head has no weights of its own"
+                + (", and new embodiments no parts. " if tune == "embodiment" else ". ")
+                + "Type tune=full or tune=lora"
+            )
 
     def finish(self) -> None:
         """Add the adapters to the weights that they adapt, so that what is saved is a plain model."""

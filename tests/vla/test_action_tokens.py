@@ -25,7 +25,7 @@ def fitted_fast(vocabulary=200, scale=10.0, seed=0):
     )
 
 
-FAST, BINS, BEAST = fitted_fast(), BinTokenizer(bins=64), BeastTokenizer(points=6, bins=512)
+FAST, BINS, BEAST = fitted_fast(), BinTokenizer(bins=64), BeastTokenizer(points=6, bins=512, reach=1.5)
 EVERY = pytest.mark.parametrize("made", [BINS, FAST, BEAST], ids=["bins", "fast", "beast"])
 
 
@@ -60,6 +60,18 @@ def test_every_token_says_how_many_values_it_writes(made):
     allowed = made.grammar.allowed(made.values(H, A) - before, inside)
     chosen = allowed.gather(-1, tokens[..., None])[..., 0]
     assert chosen[real].all()
+
+
+PUBLISHED = FastTokenizer(
+    tokenizer=PublishedFast(smooth_chunks(300, H, A)).bpe_tokenizer.backend_tokenizer.to_str(), lowest=-60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_walk_through_a_published_vocabulary_is_an_action(data):
+    """Its tokens are bytes, and may cut a value in two; those that are no text are never allowed."""
+    test_any_walk_through_allowed_tokens_is_an_action.hypothesis.inner_test(PUBLISHED, data)
 
 
 @EVERY

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from brachium.datasets.store import EpisodeStore
 from brachium.errors import ConfigError, SpecMismatchError
 from brachium.policies.vla_policy import VLAPolicy
+from brachium.vla.action_tokens.fast import FastTokenizer
 from brachium.vla.build import fit_tokenizers, owned_by
 from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
+from brachium.vla.heads.written import Written
 from brachium.vla.loop import Optimization
 from brachium.vla.sources import MixedData, embodiments_of, open_sources, sampled_chunks, statistics_of
 from brachium.vla.tokenizer import word_tokenizer
@@ -178,6 +180,34 @@ def test_an_action_tokenizer_is_fitted_to_all_robots_and_travels_with_the_checkp
     assert fitted.head["tokenizer"]["merges"]
     path = run(list(stores), tmp_path / "run", replace(make_recipe(), head=head), heldout=0.0)
     assert load_checkpoint(path).recipe.head["tokenizer"]["merges"] == fitted.head["tokenizer"]["merges"]
+
+
+def test_a_robot_of_other_cameras_is_no_addition_where_each_camera_has_a_mean_image(stores, tmp_path):
+    """A backbone from scratch keeps a mean image of each camera of its one robot; those of others would not fit."""
+    path = run(stores[0], tmp_path / "one")
+    with pytest.raises(SpecMismatchError, match="looks like on average; five has"):
+        run(stores[1], tmp_path / "two", init=str(path), tune="embodiment")
+
+
+def test_tokens_are_written_in_full_precision_under_autocast(stores, tmp_path):
+    chunks = torch.rand(64, 8, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokenizer = FastTokenizer(**FastTokenizer(vocabulary=400).fit([chunks]))
+    steps, dims = torch.ones(64, 8, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+    exact = Written.of(tokenizer, chunks, steps, dims).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Written.of(tokenizer, chunks, steps, dims).tokens, exact)
+
+
+def test_nothing_to_train_is_said(stores, tmp_path):
+    bins = {"_target_": "brachium.vla.action_tokens.bins.BinTokenizer", "bins": 8}
+    head = {"_target_": "brachium.vla.heads.vocabulary.VocabularyHead", "tokenizer": bins}
+    recipe = replace(make_recipe(), head=head, state="prompt", prompt="{instruction} {state}", max_tokens=16)
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        run(stores[0], tmp_path / "out", recipe)
+    with pytest.raises(ConfigError, match="goes on reading with the backbone's own layers"):
+        run(stores[0], tmp_path / "out", replace(recipe, speech=head, insulate=True), tune="full")
+    with pytest.raises(ConfigError, match="brings its own encoder"):
+        run(stores[0], tmp_path / "out", init="x", encoder="nano")
 
 
 def test_mistakes_with_several_stores(stores, both, tmp_path):

@@ -55,7 +55,7 @@ def small(name):
         if "vocabulary" in tokenizer:
             tokenizer |= {"vocabulary": 100, "scale": 6.0}
             node["skip"] = min(node.get("skip", 0), 30)
-            node = {k: v for k, v in node.items() if k != "skip" or v}
+            node = {k: v for k, v in node.items() if k != "last" and (k != "skip" or v)}
         if name not in LEARNT:
             LEARNT[name] = instantiate(tokenizer).fit([torch.from_numpy(smooth_chunks(60, H, A))])
         node["tokenizer"] = {**tokenizer, **(LEARNT[name] or {})}

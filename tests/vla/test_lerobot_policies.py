@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from brachium.__main__ import main
+from brachium.errors import CheckpointError
 from brachium.spec import Observation
 from brachium.vla.checkpoint import load_checkpoint, predict
 from brachium.vla.exchange.lerobot import read_lerobot, write_lerobot
@@ -386,3 +387,26 @@ def broken(folder, weights, config=None):
         (folder / "model.safetensors").write_bytes(weights)
     else:
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("pi0", {"use_relative_actions": True}, "pi0 with use_relative_actions=True is not converted"),
+        ("pi0", {"max_period": 8.0}, "expected max_period=4.0"),
+        ("smolvla", {"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha=True is not converted"),
+        ("pi0", {"normalization_mapping": {"STATE": "QUANTILE10"}}, "normalisation QUANTILE10 of STATE"),
+    ],
+)
+def test_configurations_that_mean_something_else_are_refused(kind, options, says, imported):
+    path = imported(kind)[0]
+    options = {"vision_heads": 2, "head_dim": 8, **options}
+    with pytest.raises(CheckpointError, match=says):
+        read_lerobot(path, tokenizer=peers.text_tokenizer(), control_hz=10.0, options=options)
+
+
+def test_the_normalisation_is_that_of_the_configuration(imported):
+    options = {"vision_heads": 2, "normalization_mapping": {"STATE": "QUANTILES", "ACTION": "MIN_MAX"}}
+    got = read_lerobot(imported("pi0")[0], tokenizer=peers.text_tokenizer(), control_hz=10.0, options=options)
+    assert (got.recipe.state_normalization, got.recipe.action_normalization) == ("quantile", "min_max")
+    assert "path" not in load_checkpoint(imported("pi0_fast")[2]).recipe.head["tokenizer"]

@@ -219,8 +219,9 @@ def test_embodiments_that_cannot_share_a_model():
         make_model(make_recipe(points=True), {"a": make_embodiment("a"), "b": make_embodiment("b", cameras=("front",))})
     with pytest.raises(SpecMismatchError, match="at least one embodiment"):
         make_recipe().build({}, make_model().tokenizer)
-    with pytest.raises(SpecMismatchError, match=r"use no '\.'"):
-        make_model(embodiments={"arm.v2": make_embodiment("arm.v2")})
+    for name in ("arm.v2", "a/b", "type", "keys", "", "a b"):
+        with pytest.raises(SpecMismatchError, match="use letters, digits"):
+            make_model(embodiments={name: make_embodiment(name)})
 
 
 def test_actions_that_never_change_are_nothing_to_learn():

@@ -289,6 +289,11 @@ def test_octo_reads_words_with_a_frozen_t5(tmp_path):
     handle.remove()
     wanted = made.words(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(seen["states"], wanted)
+    made.train()
+    made.requires_grad_(True)
+    assert not made.words.training
+    assert not any(p.requires_grad for p in made.words.parameters())
+    made.eval()
     again = make_octo(config={**made.resolved_config(), "_resolved": True})
     again.load_state_dict(made.state_dict())
     torch.testing.assert_close(again.read(images, tokens, mask).states, made.read(images, tokens, mask).states)

@@ -23,8 +23,11 @@ RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 FAMILIES = {"smolvla": "smolvlm", "groot": "qwen3_vl", "pretrained": "smolvlm"}
 SMALL = {
     "pi0": ["model.head.width=16", "model.width=16", "model.head.mlp=24", "model.head.steps=2"],
-    "pi05": ["model.head.width=16", "model.head.mlp=24", "model.head.steps=2", "model.speech.tokenizer.vocabulary=300"],
-    "pi0_fast": ["model.head.tokenizer.vocabulary=300", "model.action_horizon=4"],
+    "pi05": [
+        *("model.head.width=16", "model.head.mlp=24", "model.head.steps=2"),
+        *("model.speech.tokenizer.vocabulary=300", "model.speech.last=null"),
+    ],
+    "pi0_fast": ["model.head.last=null", "model.head.tokenizer.vocabulary=300", "model.action_horizon=4"],
     "smolvla": ["model.head.width=16", "model.head.mlp=24", "model.head.steps=2"],
     "groot": ["model.head.width=16", "model.width=16", "model.head.depth=2", "model.head.heads=2"],
     "rt2": ["model.action_horizon=2"],

@@ -24,21 +24,23 @@ class BeastTokenizer:
         points: Control points of each dimension.
         degree: Of the polynomials; 0 makes steps, 3 is smooth in acceleration.
         bins: Bins of a control point, uniform over [-reach, reach].
-        reach: Largest control point; points of a spline may lie outside the values that it takes.
+        reach: Largest control point (those of a spline may lie outside the values that it takes); None to learn it from
+            the data, 1.5 until then.
         ridge: Weight of the points' squares in the regression.
     """
 
     ordered = True
 
     def __init__(
-        self, *, points: int = 5, degree: int = 3, bins: int = 256, reach: float = 1.5, ridge: float = 1e-6
+        self, *, points: int = 5, degree: int = 3, bins: int = 256, reach: float | None = None, ridge: float = 1e-6
     ) -> None:
-        if not 0 <= degree < points or bins < 2 or reach <= 0 or ridge < 0:
+        if not 0 <= degree < points or bins < 2 or (reach is not None and reach <= 0) or ridge < 0:
             raise ConfigError(
                 "BEAST: expected degree from 0 and below points, at least 2 bins, reach above 0 and ridge from 0, got "
                 f"points={points}, degree={degree}, bins={bins}, reach={reach}, ridge={ridge}"
             )
-        self.points, self.degree, self.size, self.reach, self.ridge = points, degree, bins, reach, ridge
+        self.points, self.degree, self.size, self.ridge = points, degree, bins, ridge
+        self.reach, self.given = 1.5 if reach is None else reach, reach is not None
         self.grammar = Grammar.of(torch.ones(bins, dtype=torch.long))
 
     def values(self, h: int, a: int) -> int:
@@ -87,6 +89,8 @@ class BeastTokenizer:
         return torch.einsum("hp,bpa->bha", self.basis(h).to(control), control.unflatten(1, (self.points, a)))
 
     def fit(self, chunks: Iterable[Tensor]) -> Mapping[str, Any] | None:
-        """The reach of the control points that occur."""
+        """The reach of the control points that occur; nothing where one was given."""
+        if self.given:
+            return None
         reach = max(float(self.control(part).abs().max()) for part in chunks)
         return {"reach": max(reach, 1e-3)}

@@ -20,6 +20,8 @@ from torch import Tensor
 from ...errors import CheckpointError, ConfigError, DecodeError
 from .base import Grammar, require_tokens
 
+NEVER = 1 << 30
+"""Values written by a token that no action has."""
 FILES = ("processor_config.json", "tokenizer.json")
 
 
@@ -98,11 +100,13 @@ class FastTokenizer:
     def grammar(self) -> Grammar:
         """A token writes as many values as it has characters."""
         writes, inside, leaves = [], [], []
+        whole = not _is_byte_level(self.bpe)
         for content in self._bytes:
-            begun = sum(byte & 0xC0 != 0x80 for byte in content)
-            writes.append(begun if content else 1 << 30)
-            inside.append(bool(content) and content[0] & 0xC0 == 0x80)
-            leaves.append(_unfinished(content))
+            begun = len(content.decode()) if whole else sum(byte & 0xC0 != 0x80 for byte in content)
+            fits = bool(content) and (whole or _writes_values(content))
+            writes.append(begun if fits else NEVER)
+            inside.append(fits and not whole and content[0] & 0xC0 == 0x80)
+            leaves.append(fits and not whole and content[-1] >= 0xC0)
         return Grammar(writes=torch.tensor(writes), inside=torch.tensor(inside), leaves=torch.tensor(leaves))
 
     @cached_property
@@ -246,12 +250,15 @@ def _byte_letters() -> dict[int, str]:
     return letters | {byte: chr(256 + k) for k, byte in enumerate(spare)}
 
 
-def _unfinished(content: bytes) -> bool:
-    """Whether the last character of some UTF-8 lacks bytes."""
-    for back in range(1, min(4, len(content)) + 1):
-        byte = content[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        need = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-        return back < need
-    return False
+def _writes_values(content: bytes) -> bool:
+    """Whether some bytes may stand in the UTF-8 of values below 2048, which take one or two bytes each.
+
+    They may begin with the second byte of a value, and end with the first of one.
+    """
+    open_ = content[0] & 0xC0 == 0x80
+    for byte in content:
+        follows = byte & 0xC0 == 0x80
+        if follows != open_ or (not follows and 0x80 <= byte < 0xC2) or byte >= 0xE0:
+            return False
+        open_ = not follows and byte >= 0xC2
+    return True

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ...errors import ConfigError, did_you_mean
+from ...errors import ConfigError, SpecMismatchError, did_you_mean
 from ..attention import LayerShape, Rotary, additive, block_mask
 from .base import BackboneFeatures, Prefix, VLMFamily
 from .load import build, load_pretrained, require_room
@@ -176,7 +176,10 @@ class HFBackbone(nn.Module):
 
     def normalise(self, images: Images) -> Float[Tensor, "b n 3 side side"]:
         """Images as the vision tower sees them."""
-        return (squares(images, self.image_size, self.fit) / 255.0 - self.pixel_mean) / self.pixel_std
+        pixels = squares(images, self.image_size, self.fit) / 255.0
+        if len(self.pixel_mean) not in (1, pixels.shape[1]):
+            raise SpecMismatchError(f"expected {len(self.pixel_mean)} cameras, got {pixels.shape[1]}")
+        return (pixels - self.pixel_mean) / self.pixel_std
 
     def embed(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Word embeddings as they enter the language model."""

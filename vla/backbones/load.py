@@ -26,7 +26,11 @@ def load_pretrained(path: str, attention: str) -> Any:
     try:
         with quiet():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                path, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
+                path,
+                attn_implementation=attention,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(cannot_load("a backbone", path, error)) from error
@@ -54,6 +58,6 @@ def build(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any
         )
     try:
         made = AutoConfig.for_model(model_type, **config)
-        return AutoModelForImageTextToText.from_config(made, attn_implementation=attention)
+        return AutoModelForImageTextToText.from_config(made, attn_implementation=attention, trust_remote_code=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.backbone.config describes no {model_type} that can be built: {error}") from error

@@ -106,6 +106,20 @@ class OctoBackbone(nn.Module):
         words: Any = self.words
         return dict(words.config.to_dict()) if hasattr(words, "config") else {}
 
+    def train(self, mode: bool = True) -> OctoBackbone:
+        """Switch between training and evaluation; a T5 that reads the words stays as it is, dropout and all."""
+        super().train(mode)
+        if not isinstance(self.words, nn.Embedding):
+            self.words.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> OctoBackbone:
+        """Freeze or free all but a T5 that reads the words, which is never trained."""
+        super().requires_grad_(requires_grad)
+        if not isinstance(self.words, nn.Embedding):
+            self.words.requires_grad_(False)
+        return self
+
     @property
     def parts(self) -> dict[str, nn.Module]:
         """What may be frozen by name."""

@@ -277,9 +277,16 @@ def _other_ends(key: str) -> list[str]:
 
 
 def _worded(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The words around an action that is said in the language model's vocabulary, as its tokens."""
+    """For an action that is said in the language model's vocabulary: its tokenizer, and the words around it as tokens.
+
+    The tokenizer by its content, not its name: a checkpoint must not look for it elsewhere.
+    """
     head = recipe["head"]
     if "skip" in head:
+        from ..action_tokens.fast import FastTokenizer
+
+        node = head["tokenizer"]
+        head["tokenizer"] = {"_target_": node["_target_"], **(FastTokenizer(path=node["path"]).fit([]) or {})}
 
         def ids(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .shapes import decoder_config, shape_of, siglip_config
-from .weights import Translation
+from .weights import Translation, normalisation, refuse
 
 HEADS = 8
 """Query heads of Gemma 2B and of its expert."""
@@ -29,6 +29,7 @@ class Pi0:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
+        refuse(self.kind, options, {"use_relative_actions": False, "min_period": 4e-3, "max_period": 4.0})
 
     def recipe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments of the `Recipe`; the sizes are those of the weights."""
@@ -66,8 +67,8 @@ class Pi0:
             "prompt": self.prompt,
             "special_tokens": True,
             "state": self.state,
-            "action_normalization": self.statistics,
-            "state_normalization": self.statistics,
+            "clean": self.state == "prompt",
+            **normalisation(self.options, self.statistics),
         }
 
     def translation(self, embodiment: str) -> Translation:
@@ -107,9 +108,10 @@ class Pi0Fast(Pi0):
     kind = "pi0_fast"
     prompt, tokens = "Task: {instruction}, State: {state};\n", 200
     state = "prompt"
+    statistics = "quantile"
 
     def recipe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Arguments of the `Recipe`; the words around the action are filled in when the tokenizer is known."""
+        """Arguments of the `Recipe`; what depends on tokenizers is filled in by `read_lerobot`."""
         return {
             **self.common(tensors),
             "head": {

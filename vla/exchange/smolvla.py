@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from .pi import _expert_layers
 from .shapes import decoder_config, shape_of, siglip_config
-from .weights import Translation
+from .weights import Translation, normalisation, refuse
 
 VLM, EXPERT = "vlm_with_expert.vlm.", "vlm_with_expert.lm_expert."
 HEAD_DIM = 64
@@ -26,14 +26,9 @@ class SmolVLA:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
-        self._refuse("add_image_special_tokens", False)
-        self._refuse("adapt_to_pi_aloha", False)
-        self._refuse("attention_mode", "cross_attn")
-
-    def _refuse(self, name: str, expected: Any) -> None:
-        got = self.options.get(name, expected)
-        if got != expected:
-            raise CheckpointError(f"SmolVLA with {name}={got} cannot be converted: expected {name}={expected}")
+        expected = {"add_image_special_tokens": False, "adapt_to_pi_aloha": False, "attention_mode": "cross_attn"}
+        expected |= {"use_delta_joint_actions_aloha": False, "prefix_length": -1}
+        refuse(self.kind, options, {**expected, "min_period": 4e-3, "max_period": 4.0})
 
     def recipe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments of the `Recipe`; the sizes are those of the weights."""
@@ -75,8 +70,7 @@ class SmolVLA:
             "state": "prefix",
             "state_pad": shape_of(tensors, "state_proj.weight")[1],
             "action_pad": pad,
-            "action_normalization": "mean_std",
-            "state_normalization": "mean_std",
+            **normalisation(self.options, "mean_std"),
         }
 
     def translation(self, embodiment: str) -> Translation:

@@ -52,6 +52,8 @@ def import_policy(
     if store is not None:
         data = EpisodeStore.open(store)
         spec, statistics = data.embodiment, pooled_statistics([(data, range(data.num_episodes))])
+    if control_hz is not None and spec is not None and spec.control_hz != control_hz:
+        raise ConfigError(f"control_hz={control_hz} against {spec.control_hz} of {spec.name}: leave one of them out")
     rate = control_hz if control_hz is not None else getattr(spec, "control_hz", None)
     if rate is None:
         raise ConfigError(

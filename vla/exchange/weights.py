@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +29,27 @@ def require_fit(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], sourc
             lines.append(f"\n  {len(names)} {what}:{shown}{more}")
     if lines:
         raise CheckpointError(f"{source}: its weights do not fit the model they are for.{''.join(lines)}")
+
+
+def refuse(kind: str, options: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError where a configuration asks for something that is not translated."""
+    for name, value in expected.items():
+        got = options.get(name, value)
+        if got != value:
+            raise CheckpointError(f"{kind} with {name}={got} is not converted: expected {name}={value}")
+
+
+def normalisation(options: Mapping[str, Any], default: str) -> dict[str, str]:
+    """Modes of state and action, from the configuration's ``normalization_mapping`` where it has one."""
+    modes = {"MEAN_STD": "mean_std", "QUANTILES": "quantile", "MIN_MAX": "min_max"}
+    asked = options.get("normalization_mapping") or {}
+    found = {}
+    for key, name in (("STATE", "state"), ("ACTION", "action")):
+        mode = asked.get(key)
+        if mode is not None and mode not in modes:
+            raise CheckpointError(f"normalisation {mode} of {key} is not converted: expected one of {sorted(modes)}")
+        found[f"{name}_normalization"] = default if mode is None else modes[mode]
+    return found
 
 
 class Translation:

@@ -76,6 +76,9 @@ class ActionHead(Protocol):
         discrete: Whether samples jump (tokens), so that rounding may change them where two are equally likely.
         reads: What of the prefix it needs: ``nothing``, ``states`` or ``layers`` (keys and values too).
         fills: Whether dimensions that are masked carry noise, as in models whose padding did.
+
+    A head that goes on reading with the backbone's own layers says so by an attribute ``goes_on``: it cannot be
+    insulated from them.
     """
 
     discrete: bool

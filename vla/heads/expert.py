@@ -44,7 +44,7 @@ class ExpertHead(FlowMatching):
         mlp: Width of its gated feed-forward layers.
         heads: Query heads; None for as many as the language model has.
         every: The expert has a layer for every so many layers of the language model.
-        joint_every: Of the language model's layers that it reads, number 0, `joint_every`, ... are joint, the others
+        joint_every: Of the layers that it has, number 0, `joint_every`, ... are joint, the others
             cross; 1 for all joint (pi0), 2 to alternate (SmolVLA).
         time: ``fused`` with the actions, or ``modulated`` (adaRMS).
         state_token: Whether the context's vector stands before the actions as a token, in a block of its own (pi0).
@@ -106,7 +106,7 @@ class ExpertHead(FlowMatching):
                     activation=activation,
                     eps=eps,
                 )
-                for number in range(0, shape.count, every)
+                for number in range(-(-shape.count // every))
             ]
         )
         self.norm = Norm(width, eps, norm_offset, self.modulated)

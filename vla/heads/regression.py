@@ -46,7 +46,8 @@ class RegressionHead(nn.Module):
             if value not in choices:
                 raise ConfigError(f"unknown {name} {value!r}. {did_you_mean(value, choices)}")
         self.error, self.horizon = error, inputs.action_horizon
-        self.reads = "layers" if decode == "parallel" else "states"
+        self.goes_on = decode == "parallel"
+        self.reads = "layers" if self.goes_on else "states"
         h, dims = inputs.action_horizon, inputs.action_dims
         self.pool: ContextPool | None = None
         self.places = nn.ParameterDict()

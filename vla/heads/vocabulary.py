@@ -43,6 +43,7 @@ class VocabularyHead(nn.Module):
     """
 
     discrete = True
+    goes_on = True
     reads = "layers"
     fills = False
     words: Tensor

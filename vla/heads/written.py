@@ -44,7 +44,8 @@ class Written:
     ) -> Written:
         """Write the dimensions that count; padded steps go on with the last real one."""
         chosen = _hold(torch.where(step_mask[..., None], actions[:, :, dim_mask], 0.0), step_mask)
-        tokens, real, counts = tokenizer.encode(chosen, step_mask)
+        with torch.autocast(chosen.device.type, enabled=False):  # half precision would write other tokens
+            tokens, real, counts = tokenizer.encode(chosen.float(), step_mask)
         grammar = tokenizer.grammar.to(tokens.device)
         before, inside = grammar.before(tokens)
         left = tokenizer.values(*chosen.shape[1:]) - before
@@ -106,5 +107,6 @@ def write(
         left = torch.where(going, left - grammar.writes[token], left)
         inside = torch.where(going, grammar.leaves[token], inside)
     actions = shape.new_zeros(shape.shape)
-    actions[:, :, dim_mask] = tokenizer.decode(torch.stack(tokens, 1), torch.stack(real, 1), h, a).to(shape)
+    with torch.autocast(shape.device.type, enabled=False):
+        actions[:, :, dim_mask] = tokenizer.decode(torch.stack(tokens, 1), torch.stack(real, 1), h, a).to(shape)
     return actions
