@@ -6,7 +6,7 @@ Type: .venv/bin/python benchmarks/matrix.py [--backbones octo nano] [--heads flo
 Backbones are small members of their families with random weights, so that all of a row run in minutes on one core; what
 is compared is whether a cell learns at all, and what it costs beside its neighbours. A cell has learnt when the chunks
 that it samples are off by less than `BOUND` of the range (what always answering the batch's mean gives is noted too).
-What is there is kept: a run that was interrupted goes on.
+What is there is kept: a run that was interrupted goes on. ``--times`` measures the times alone, once nothing else runs.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def make_head(name: str, backbone: Backbone) -> Any:
     return instantiate(node, inputs=inputs)
 
 
-def cell(backbone_name: str, head_name: str) -> dict[str, Any]:
-    """Train backbone and head on one batch, and time both."""
+def cell(backbone_name: str, head_name: str, count: int = STEPS) -> dict[str, Any]:
+    """Train backbone and head on one batch for some steps, and time both."""
     backbone = make_backbone(backbone_name)
     head = make_head(head_name, backbone)
     generator = torch.Generator().manual_seed(2)
@@ -158,7 +158,7 @@ def cell(backbone_name: str, head_name: str) -> dict[str, Any]:
 
     parameters = [*backbone.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, 1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count, 1e-4)
     backbone.train()
     head.train()
     torch.manual_seed(3)
@@ -174,7 +174,7 @@ def cell(backbone_name: str, head_name: str) -> dict[str, Any]:
         return float(loss.detach())
 
     losses, seconds = [], []
-    for number in range(STEPS):
+    for number in range(count):
         begin = time.perf_counter()
         losses.append(step(number))
         seconds.append(time.perf_counter() - begin)
@@ -184,13 +184,12 @@ def cell(backbone_name: str, head_name: str) -> dict[str, Any]:
         noise = torch.randn(BATCH, HORIZON, DIMS, generator=generator)
         error = float((head.sample(context(), noise, dims, "robot") - reach).abs().mean())
         latency = best_of(lambda: head.sample(one(context()), noise[:1], dims, "robot"), 5)
-    count = sum(p.numel() for p in parameters)
     return {
         "learnt": error < BOUND,
         "error": round(error, 4),
         "mean_error": round(float((target.mean(0) - target).abs().mean()), 4),
         "loss": [round(losses[0], 4), round(float(np.mean(losses[-10:])), 4)],
-        "parameters": count,
+        "parameters": sum(p.numel() for p in parameters),
         "head_parameters": sum(p.numel() for p in head.parameters()),
         "step_ms": round(1e3 * float(np.median(seconds[5:])), 2),
         "sample_ms": round(1e3 * latency, 2),
@@ -247,15 +246,27 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="*", default=BACKBONES, choices=BACKBONES)
     parser.add_argument("--heads", nargs="*", default=HEADS, choices=HEADS)
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
+    parser.add_argument("--times", action="store_true", help="only time anew what is there, on a quiet machine")
     parser.add_argument("--page", action="store_true", help="only write docs/models.md from the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"cells": {}, "modes": {}}
-    if not options.page:
+    if options.times:
+        time_again(results)
+    elif not options.page:
         measure(results, options)
     from models_page import write_models_page
 
     write_models_page(ROOT)
+
+
+def time_again(results: dict[str, Any]) -> None:
+    """Times of every cell from 20 steps; what it learnt stays."""
+    for name, found in results["cells"].items():
+        short = cell(*name.split(" x "), 20)
+        found |= {key: short[key] for key in ("step_ms", "sample_ms")}
+        log(f"{name}: {found['step_ms']} ms a step, {found['sample_ms']} ms a chunk")
+    TARGET.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def measure(results: dict[str, Any], options: argparse.Namespace) -> None:
