@@ -73,7 +73,7 @@ Error of the sampled chunks:
 
 {table(columns, [row(head, "error") for head in heads])}
 
-Milliseconds a training step of {found["batch"]} (one core):
+Milliseconds a training step of {found["batch"]} (one core, nothing else running, median of 15 steps; `--times`):
 
 {table(columns, [row(head, "step_ms") for head in heads])}
 
