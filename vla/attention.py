@@ -40,12 +40,32 @@ class Rotary:
     frequencies: Float[Tensor, " half"]
     scaling: float = 1.0
 
+    def at(self, positions: Int[Tensor, "b q"]) -> Turn:
+        """What turns queries or keys to these positions; its sines are computed once for all layers."""
+        angles = (positions[..., None].float() * self.frequencies.float())[:, None]
+        return Turn(cos=angles.cos() * self.scaling, sin=angles.sin() * self.scaling)
+
     def __call__(self, x: Float[Tensor, "b g q c"], positions: Int[Tensor, "b q"]) -> Float[Tensor, "b g q c"]:
         """Turn queries or keys to their positions."""
-        angles = (positions[..., None].float() * self.frequencies.float())[:, None]
-        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        return self.at(positions)(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Turns queries and keys to some positions.
+
+    Attributes:
+        cos, sin: Of every angle, (b, 1, q, c / 2).
+    """
+
+    cos: Float[Tensor, "b 1 q half"]
+    sin: Float[Tensor, "b 1 q half"]
+
+    def __call__(self, x: Float[Tensor, "b g q c"]) -> Float[Tensor, "b g q c"]:
+        """The same, turned."""
         first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        turned = [first * self.cos - second * self.sin, second * self.cos + first * self.sin]
+        return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +91,20 @@ def attend(
     query: Float[Tensor, "b h q c"],
     key: Float[Tensor, "b g k c"],
     value: Float[Tensor, "b g k c"],
-    seen: Bool[Tensor, "b q k"] | None,
+    seen: Bool[Tensor, "b q k"] | Float[Tensor, "b q k"] | None,
 ) -> Float[Tensor, "b q hc"]:
-    """Scaled dot-product attention; h query heads share g key heads, h a multiple of g."""
+    """Scaled dot-product attention; h query heads share g key heads, h a multiple of g.
+
+    `seen` says who sees whom, or is that mask made `additive` already, where many layers share it.
+    """
     share = query.shape[1] // key.shape[1]
     if share > 1:
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
-    mask = None if seen is None else additive(seen, query.dtype)[:, None]
-    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if seen is not None:
+        lowest = torch.finfo(query.dtype).min  # of half precision; a lower number would become minus infinity
+        made = additive(seen, query.dtype) if seen.dtype == torch.bool else seen.clamp(min=lowest).to(query.dtype)
+        seen = made[:, None]
+    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     return found.transpose(1, 2).flatten(2)
 
 

@@ -33,11 +33,6 @@ class Context:
         """The same, cut off from the backbone: knowledge insulation (Driess et al. 2025)."""
         return replace(self, prefix=None if self.prefix is None else self.prefix.detach())
 
-    def repeat(self, times: int) -> Context:
-        """Each row `times` times, one after the other."""
-        prefix = None if self.prefix is None else self.prefix.repeat(times)
-        return replace(self, vector=self.vector.repeat_interleave(times, 0), prefix=prefix)
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInputs:

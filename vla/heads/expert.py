@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, did_you_mean
-from ..attention import LayerShape, Rotary, attend, block_mask
+from ..attention import LayerShape, Turn, additive, attend, block_mask
 from ..backbones.base import Prefix
 from .base import Context, HeadInputs
 from .flow import FlowMatching, time_features
@@ -28,11 +28,21 @@ ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.s
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the field needs of a context: the prefix and how its keys are turned, and the state's token or none."""
+    """What the field needs of a context at every call, computed once.
+
+    Attributes:
+        prefix: What was read.
+        state: The state's token, or none.
+        joint, cross: Who sees whom, made additive.
+        behind, alone: Turn queries to positions after the prefix, and to positions from 0; None without rotary.
+    """
 
     prefix: Prefix
-    rotary: Rotary | None
     state: Float[Tensor, "b k w"]
+    joint: Float[Tensor, "b q m"]
+    cross: Float[Tensor, "b q p"]
+    behind: Turn | None
+    alone: Turn | None
 
 
 class ExpertHead(FlowMatching):
@@ -93,6 +103,7 @@ class ExpertHead(FlowMatching):
         if state_token and not inputs.context_dim:
             raise ConfigError("expert: state_token=true needs model.state=vector, for there is no state otherwise")
         self.width, self.every, self.two_way, self.modulated = width, every, two_way, time == "modulated"
+        self.horizon = inputs.action_horizon
         self.layers = nn.ModuleList(
             [
                 ExpertLayer(
@@ -127,31 +138,35 @@ class ExpertHead(FlowMatching):
             raise ConfigError("expert: expected the keys and values of a backbone, got none")
         rotary = context.backbone.rotary
         prefix = context.prefix.repeat(draws) if draws > 1 else context.prefix
-        state = context.vector.new_zeros(len(prefix.mask), 0, self.width)
+        b, device = len(prefix.mask), prefix.mask.device
+        state = context.vector.new_zeros(b, 0, self.width)
         if self.state_in is not None:
             state = self.state_in(context.vector)[:, None].repeat_interleave(draws, 0)
-        return Prepared(prefix=prefix, rotary=rotary, state=state)
+        count, h = state.shape[1], self.horizon
+        steps = torch.zeros(h, dtype=torch.long) if self.two_way else torch.arange(h)
+        own = torch.cat([torch.full((count,), -1), steps]).to(device).expand(b, -1)
+        known = torch.cat([torch.full_like(prefix.mask, -2, dtype=torch.long), own], dim=1)
+        real = torch.cat([prefix.mask, prefix.mask.new_ones(own.shape)], dim=1)
+        after = torch.arange(count + h, device=device).expand(b, -1)
+        return Prepared(
+            prefix=prefix,
+            state=state,
+            joint=additive(block_mask(own, known, real), prefix.states.dtype),
+            cross=additive(prefix.mask[:, None].expand(-1, count + h, -1), prefix.states.dtype),
+            behind=None if rotary is None else rotary.at(prefix.next[:, None] + after),
+            alone=None if rotary is None else rotary.at(after),  # a cross layer's queries count from 0
+        )
 
     def velocity(
         self, prepared: Prepared, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
     ) -> Float[Tensor, "b h a"]:
         """The field at chunk `x` and time `t`."""
-        prefix, h = prepared.prefix, x.shape[1]
+        prefix, states = prepared.prefix, prepared.state.shape[1]
         hidden, condition = self._enter(x, t, embodiment)
-        states = prepared.state.shape[1]
         hidden = torch.cat([prepared.state.to(hidden.dtype), hidden], dim=1)
-        b, q = hidden.shape[:2]
-        steps = torch.zeros(h, dtype=torch.long) if self.two_way else torch.arange(h)
-        own = torch.cat([torch.full((states,), -1), steps]).to(x.device).expand(b, -1)
-        known = torch.cat([torch.full_like(prefix.mask, -2, dtype=torch.long), own], dim=1)
-        real = torch.cat([prefix.mask, prefix.mask.new_ones(b, q)], dim=1)
-        joint, cross = block_mask(own, known, real), prefix.mask[:, None].expand(b, q, -1)
-        after = torch.arange(q, device=x.device).expand(b, -1)
-        behind = Turn(rotary=prepared.rotary, positions=prefix.next[:, None] + after)
-        alone = Turn(rotary=prepared.rotary, positions=after)  # a cross layer's queries count from 0
         for number, layer in enumerate(self.layers):
             key, value = prefix.keys[number * self.every], prefix.values[number * self.every]
-            seen, turn = (cross, alone) if layer.cross else (joint, behind)
+            seen, turn = (prepared.cross, prepared.alone) if layer.cross else (prepared.joint, prepared.behind)
             hidden = layer(hidden, condition, key, value, seen, turn)
         last, _ = self.norm(hidden[:, states:], condition)
         return self.action_out[embodiment](last.to(self.action_out[embodiment].weight.dtype))
@@ -168,18 +183,6 @@ class ExpertHead(FlowMatching):
             return actions, F.silu(self.time_out(F.silu(self.time_in(time))))
         both = torch.cat([actions, time[:, None].expand_as(actions).to(actions.dtype)], dim=2)
         return self.time_out(F.silu(self.time_in(both))), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """Turns queries and keys to positions; leaves them where there is no rotary embedding."""
-
-    rotary: Rotary | None
-    positions: Int[Tensor, "b q"]
-
-    def __call__(self, x: Float[Tensor, "b g q c"]) -> Float[Tensor, "b g q c"]:
-        """The same, turned."""
-        return x if self.rotary is None else self.rotary(x, self.positions)
 
 
 class ExpertLayer(nn.Module):
@@ -224,17 +227,20 @@ class ExpertLayer(nn.Module):
         condition: Float[Tensor, "b w"] | None,
         key: Float[Tensor, "b g p c"],
         value: Float[Tensor, "b g p c"],
-        seen: Bool[Tensor, "b q k"],
-        turn: Turn,
+        seen: Float[Tensor, "b q k"],
+        turn: Turn | None,
     ) -> Float[Tensor, "b q w"]:
         """Attend to the language model's keys and values (and, in a joint layer, to each other), then feed forward."""
         inner, gate = self.input_layernorm(x, condition)
-        query = turn(_split(self.q_proj(inner), self.heads))
+        query = _split(self.q_proj(inner), self.heads)
+        if turn is not None:
+            query = turn(query)
         if self.cross:
             key = _split(self.k_proj(key.transpose(1, 2).flatten(2)), self.groups)
             value = _split(self.v_proj(value.transpose(1, 2).flatten(2)), self.groups)
         else:
-            key = torch.cat([key, turn(_split(self.k_proj(inner), self.groups))], dim=2)
+            own = _split(self.k_proj(inner), self.groups)
+            key = torch.cat([key, own if turn is None else turn(own)], dim=2)
             value = torch.cat([value, _split(self.v_proj(inner), self.groups)], dim=2)
         x = _add(x, self.o_proj(attend(query, key, value, seen)), gate)
         inner, gate = self.post_attention_layernorm(x, condition)
