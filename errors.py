@@ -46,6 +46,25 @@ class DecodeError(BrachiumError, ValueError):
     """Model output that is no valid action."""
 
 
+class WireError(BrachiumError, ValueError):
+    """A message that is not what the protocol allows."""
+
+
+class ServerError(BrachiumError, ConnectionError):
+    """A policy server that cannot be reached, refuses, or answers with an error."""
+
+    def __str__(self) -> str:  # ConnectionError formats (errno, strerror) pairs; ours is one sentence
+        return str(self.args[0]) if self.args else ""
+
+
+class RobotError(BrachiumError, RuntimeError):
+    """A robot, camera or teleoperation device that is missing, faulty, or does not fit."""
+
+
+class SafetyError(BrachiumError, RuntimeError):
+    """Something that may not be sent to a robot."""
+
+
 class DeviceMemoryError(BrachiumError, MemoryError):
     """Not enough memory on the device for what was asked."""
 

@@ -19,6 +19,7 @@ from .errors import SpecMismatchError
 ROTATIONS = ("none", "rot6d", "axis_angle", "euler_xyz", "quat_wxyz", "joint")
 REFERENCES = ("absolute", "delta")
 GRIPPERS = ("none", "open_is_1", "closed_is_1")
+GRADIENTS = ("vjp", "identity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +245,43 @@ class Observation:
             state=rng.standard_normal(spec.state.shape).astype(np.float32),
             instruction=instruction,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What a new chunk should agree with: the plan that is being executed while it is computed.
+
+    Real-time chunking (Black, Galliker, Levine 2025) draws the rest of a chunk to fit its frozen beginning.
+
+    Attributes:
+        actions: float32 (…, h, a): the plan at the steps of the new chunk, in the embodiment's units.
+        weights: float32 (…, h): 1 where the plan will have been executed before the chunk arrives, falling to 0 where
+            the chunk is free.
+        limit: Largest factor of the guidance (beta in the paper).
+        gradient: ``vjp``, the vector-Jacobian product of the paper, or ``identity``, which leaves the Jacobian out and
+            needs no gradient.
+    """
+
+    actions: np.ndarray
+    weights: np.ndarray
+    limit: float = 5.0
+    gradient: str = "vjp"
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise SpecMismatchError(f"guidance: expected gradient to be one of {GRADIENTS}, got {self.gradient!r}")
+        if not (np.isfinite(self.limit) and self.limit > 0):
+            raise SpecMismatchError(f"guidance: expected a limit above 0, got {self.limit}")
+        if self.actions.shape[:-1] != self.weights.shape:
+            raise SpecMismatchError(
+                f"guidance: expected one weight a step for actions {self.actions.shape}, got {self.weights.shape}"
+            )
+
+    @classmethod
+    def stack(cls, guides: list[Guidance]) -> Guidance:
+        """Batch guidances of one kind along a new leading axis."""
+        actions, weights = np.stack([g.actions for g in guides]), np.stack([g.weights for g in guides])
+        return cls(actions=actions, weights=weights, limit=guides[0].limit, gradient=guides[0].gradient)
 
 
 @dataclass(frozen=True, kw_only=True)

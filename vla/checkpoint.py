@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFoundError
-from ..spec import EmbodimentSpec, Observation
+from ..spec import EmbodimentSpec, Guidance, Observation
 from .encoder import Encoder, Encoding
 from .model import VLAModel, stack_images
 from .recipe import Recipe
@@ -53,10 +53,12 @@ class Golden:
 
 
 @torch.no_grad()
-def predict(model: VLAModel, embodiment: str, observation: Observation, noise: np.ndarray) -> np.ndarray:
+def predict(
+    model: VLAModel, embodiment: str, observation: Observation, noise: np.ndarray, guidance: Guidance | None = None
+) -> np.ndarray:
     """Chunks float32 (b, h, a) for a batch of observations, in the embodiment's units."""
     encoding, state = _encode(model, embodiment, observation)
-    chunk = model.sample(encoding, state, torch.from_numpy(noise).to(model.device), embodiment)
+    chunk = model.sample(encoding, state, torch.from_numpy(noise).to(model.device), embodiment, guidance)
     return np.asarray(chunk.float().cpu().numpy())
 
 

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from ..datasets.normalize import Normalizer
 from ..datasets.statistics import Statistics
 from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
-from ..spec import EmbodimentSpec
+from ..spec import EmbodimentSpec, Guidance
 from .backbones.resize import Images
 from .encoder import Encoding, build_encoder
 from .grounding import METRES, ROLES
 from .heads.base import Context, HeadInputs
+from .heads.flow import FlowMatching
+from .heads.solvers import Guide
 from .recipe import Recipe, instantiate
+from .relative import shared_elements
 from .tokenizer import InstructionEncoder
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ class VLAModel(nn.Module):
             for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
                 self.register_buffer(f"{kind}_scale_{name}", torch.ones(dim))
+            shared_elements(spec, recipe.relative)
             self.register_buffer(f"action_active_{name}", torch.ones(spec.action.dim, dtype=torch.bool))
 
     def check_insulation(self) -> None:
@@ -174,7 +178,7 @@ class VLAModel(nn.Module):
         generator: torch.Generator,
     ) -> Float[Tensor, " b"]:
         """Loss of each window; padded steps and constant dimensions do not count."""
-        normalised, active = self.normalised_action(action, embodiment)
+        normalised, active = self.normalised_action(action, embodiment, state)
         context = self.context(encoding, state, embodiment, generator)
         seen = context.detach() if self.recipe.insulate else context
         each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator)
@@ -189,32 +193,64 @@ class VLAModel(nn.Module):
         state: Float[Tensor, "b s"],
         noise: Float[Tensor, "b h n"],
         embodiment: str,
+        guidance: Guidance | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Action chunks in the embodiment's units, inside its limits; the same noise gives the same chunks.
 
-        The last axis of `noise` is `noise_dim`.
+        The last axis of `noise` is `noise_dim`. With `guidance`, (b, h, a) in the embodiment's units, they agree with
+        the plan that is being executed.
+
+        Raises:
+            ConfigError: Guidance for a head that takes none.
         """
         offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
         spec, active = self.embodiments[embodiment].action, self._buffer("action_active", embodiment)
         context = self.context(encoding, state, embodiment)
-        found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment).float()
-        actions = found[..., : spec.dim] * active * scale + offset
+        more = {} if guidance is None else {"guide": self._guide(guidance, embodiment, state)}
+        found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment, **more).float()
+        actions = found[..., : spec.dim] * active * scale + offset + self._origin(state, embodiment)
         if spec.low:
             actions = torch.maximum(actions, torch.tensor(spec.low, device=actions.device))
         if spec.high:
             actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
         return actions
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether chunks can be led to agree with a plan (real-time chunking)."""
+        return isinstance(self.head, FlowMatching)
+
+    def _guide(self, guidance: Guidance, embodiment: str, state: Float[Tensor, "b s"]) -> Guide:
+        """Guidance of normalised actions."""
+        if not self.takes_guidance:
+            raise ConfigError(
+                f"{type(self.head).__name__} cannot be guided: real-time chunking needs a flow-matching head (flow, "
+                "dit, pi0, pi05, smolvla ...). Type: executor=ensemble or executor=receding"
+            )
+        actions = torch.from_numpy(np.asarray(guidance.actions, np.float32)).to(self.device)
+        target, _ = self.normalised_action(actions, embodiment, state)
+        weight = torch.from_numpy(np.asarray(guidance.weights, np.float32)).to(self.device)
+        return Guide(target=target, weight=weight, limit=guidance.limit, gradient=guidance.gradient)
+
     def noise_dim(self, embodiment: str) -> int:
         """Dimensions of the noise that `sample` takes: the action's, or what it is padded to."""
         return self._padded(self.spec(embodiment).action.dim, "action")
 
     def normalised_action(
-        self, action: Float[Tensor, "b h a"], embodiment: str
+        self, action: Float[Tensor, "b h a"], embodiment: str, state: Float[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "b h n"], Bool[Tensor, " n"]]:
-        """Actions as heads see them, padded, and which dimensions count."""
+        """Actions as heads see them, padded, and which dimensions count; `state` is what the chunks begin in."""
         active, wide = self._buffer("action_active", embodiment), self.noise_dim(embodiment)
+        action = action - self._origin(state, embodiment)
         return _widen(self._normalised("action", action, embodiment), wide), _widen(active, wide)
+
+    def _origin(self, state: Float[Tensor, "b s"], embodiment: str) -> Float[Tensor, "b 1 a"]:
+        """What chunks that begin in `state` are relative to: zero but for the recipe's `relative` elements."""
+        origin = state.new_zeros(len(state), 1, self.spec(embodiment).action.dim)
+        if self.recipe.relative:
+            act, seen = shared_elements(self.spec(embodiment), self.recipe.relative)
+            origin[:, 0, act] = state[:, seen]
+        return origin
 
     def _normalised(self, kind: str, value: Tensor, embodiment: str) -> Tensor:
         return (value - self._buffer(f"{kind}_offset", embodiment)) / self._buffer(f"{kind}_scale", embodiment)

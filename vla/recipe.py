@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Recipe:
             what to do, and a wider channel lets it learn single sentences by heart.
         points_noise: Standard deviation of the noise on pointed-at positions in training [m]; image coordinates get
             the same in units of twice the image size. Frozen features of few frames are learnt by heart without it.
+        relative: Elements of absolute actions that are learnt relative to the state's of the same name when the chunk
+            begins (openpi's delta actions); what comes out is absolute.
         action_normalization, state_normalization: Modes of `datasets.normalize.Normalizer`.
     """
 
@@ -72,6 +74,7 @@ class Recipe:
     words_dim: int = 8
     words_noise: float = 0.5
     points_noise: float = 0.003
+    relative: Sequence[str] = ()
     action_normalization: str = "min_max"
     state_normalization: str = "mean_std"
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Recipe:
         for name in ("backbone", "head"):
             if "_target_" not in getattr(self, name):
                 raise ConfigError(f"model.{name}: expected a mapping with _target_, got {dict(getattr(self, name))}")
+        object.__setattr__(self, "relative", tuple(self.relative))
         if self.action_horizon < 1:
             raise ConfigError(f"expected action_horizon of at least 1, got {self.action_horizon}")
         if self.state not in STATES:

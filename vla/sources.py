@@ -21,6 +21,8 @@ from ..errors import ConfigError, StoreError
 from ..spec import EmbodimentSpec
 from .model import VLAModel
 from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key
+from .recipe import Recipe
+from .relative import relative_statistics, relative_to
 
 FITTED_WINDOWS = 2000
 """Windows of each embodiment that an action tokenizer is fitted to."""
@@ -90,16 +92,23 @@ def embodiments_of(sources: Sequence[Source]) -> dict[str, EmbodimentSpec]:
     return {source.name: source.store.embodiment for source in sources}
 
 
-def statistics_of(sources: Sequence[Source]) -> dict[str, Statistics]:
-    """Statistics of the training episodes of every embodiment."""
-    return {
-        name: pooled_statistics([(s.store, s.training) for s in sources if s.name == name])
-        for name in embodiments_of(sources)
-    }
+def statistics_of(sources: Sequence[Source], recipe: Recipe | None = None) -> dict[str, Statistics]:
+    """Statistics of the training episodes of every embodiment, of actions as a recipe has them learnt."""
+    found = {}
+    for name in embodiments_of(sources):
+        parts = [(s.store, s.training) for s in sources if s.name == name]
+        found[name] = pooled_statistics(parts)
+        if recipe is not None and recipe.relative:
+            found[name] = relative_statistics(found[name], parts, recipe.relative, recipe.action_horizon)
+    return found
 
 
 def sampled_chunks(
-    sources: Sequence[Source], statistics: dict[str, Statistics], mode: str, horizon: int
+    sources: Sequence[Source],
+    statistics: dict[str, Statistics],
+    mode: str,
+    horizon: int,
+    relative: Sequence[str] = (),
 ) -> list[Tensor]:
     """Normalised training chunks of every embodiment, of the dimensions that change."""
     found = []
@@ -108,7 +117,9 @@ def sampled_chunks(
         normalizer = Normalizer(mode=mode, statistics=field)
         windows = WindowDataset(source.store, WindowSpec(action_horizon=horizon), episodes=list(source.training))
         chosen = np.unique(np.linspace(0, len(windows) - 1, FITTED_WINDOWS).astype(int))
-        chunk = normalizer.normalize(windows.batch(chosen, images=False).action)
+        window = windows.batch(chosen, images=False)
+        action = relative_to(window.action, window.state[:, -1], source.store.embodiment, relative)
+        chunk = normalizer.normalize(action)
         found.append(torch.from_numpy(np.ascontiguousarray(chunk[..., field.max > field.min], np.float32)))
     return found
 

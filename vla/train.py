@@ -92,14 +92,15 @@ def train(
     if (folder / "checkpoint").exists() and not resume:
         log(f"{folder}/checkpoint exists and will be replaced when training ends")
     place = torch.device(choose_device(device))
-    statistics = statistics_of(sources)
     notes: dict[str, Any] = {"seconds": {}}
     if init is not None:
         vla, fresh = extend_checkpoint(init, sources, optimization.seed)
+        statistics = statistics_of(sources, vla.recipe)
         if tune == "embodiment" and not fresh:
             raise ConfigError(f"tune=embodiment: {init} knows {list(statistics)} already; expected data of a new one")
     else:
-        fitted = fit_tokenizers(model, lambda mode, h: sampled_chunks(sources, statistics, mode, h))
+        statistics = statistics_of(sources, model)
+        fitted = fit_tokenizers(model, lambda mode, h: sampled_chunks(sources, statistics, mode, h, model.relative))
         learns, fresh = tune == "full", list(statistics)
         vla = build_model(fitted, sources, grounding, encoder, optimization.seed, learns=learns)
     if insulate and not vla.recipe.points:  # a model that points learns to say actions as location tokens instead

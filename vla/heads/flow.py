@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from .base import Context, ContextPool, HeadInputs, masked_mean
 from .mlp import ChunkMLP
-from .solvers import check_solver, integrate
+from .solvers import Guide, check_solver, guided, integrate
 
 
 class FlowMatching(nn.Module):
@@ -91,16 +91,22 @@ class FlowMatching(nn.Module):
         return each.reshape(-1, draws).mean(1)
 
     def sample(
-        self, context: Context, noise: Float[Tensor, "b h a"], dim_mask: Bool[Tensor, " a"], embodiment: str
+        self,
+        context: Context,
+        noise: Float[Tensor, "b h a"],
+        dim_mask: Bool[Tensor, " a"],
+        embodiment: str,
+        guide: Guide | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Integrate the field from t = 1 to t = 0."""
+        """Integrate the field from t = 1 to t = 0, led by `guide` where there is one."""
         prepared = self.prepare(context, 1)
         keep = torch.ones_like(dim_mask) if self.fills else dim_mask
 
         def field(x: Tensor, t: float) -> Tensor:
             return self.velocity(prepared, x, x.new_full((len(x),), t), embodiment).float() * keep
 
-        return integrate(field, noise * keep, self.steps, self.solver)
+        led = field if guide is None else guided(field, guide, dim_mask)
+        return integrate(led, noise * keep, self.steps, self.solver)
 
 
 class FlowHead(FlowMatching):

@@ -3,12 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...errors import ConfigError, did_you_mean
 
 Field = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """Guidance of normalised chunks; see `brachium.spec.Guidance`.
+
+    Attributes:
+        target: What the chunks should agree with.
+        weight: How much, 0 to 1, at each step.
+        limit: Largest factor of the guidance.
+        gradient: ``vjp`` or ``identity``.
+    """
+
+    target: Float[Tensor, "b h a"]
+    weight: Float[Tensor, "b h"]
+    limit: float
+    gradient: str
+
+
+def guided(field: Field, guide: Guide, dim_mask: Bool[Tensor, " a"]) -> Field:
+    """A field that leads to chunks which agree with `guide`.
+
+    Pseudoinverse guidance (Song et al. 2023) as in real-time chunking (Black et al. 2025, eq. 2 to 4), here with t = 1
+    for noise: the field's guess of the data is x - t v, and v changes by the gradient of its weighted squared distance
+    to the target. Where a guess is compared, the Jacobian of the guess is what ``identity`` leaves out.
+    """
+    weight = guide.weight[:, :, None] * dim_mask
+
+    def corrected(x: Tensor, t: float) -> Tensor:
+        if guide.gradient == "identity":
+            velocity = field(x, t)
+            pull = weight * (guide.target - (x - t * velocity))
+        else:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_(True)
+                velocity = field(leaf, t)
+                guess = leaf - t * velocity
+                error = (weight * (guide.target - guess)).detach()
+                (pull,) = torch.autograd.grad(guess, leaf, error)
+            velocity = velocity.detach()
+        return velocity - guidance_factor(t, guide.limit) * pull
+
+    return corrected
+
+
+def guidance_factor(t: float, limit: float) -> float:
+    """min(limit, (1 - s) / (s r^2)) with s = 1 - t and r^2 = t^2 / (s^2 + t^2): Black et al. 2025, eq. 2 and 4."""
+    s = 1.0 - t
+    if s <= 0.0 or t <= 0.0:
+        return limit
+    return min(limit, (s * s + t * t) / (s * t))
 
 
 def check_solver(solver: str, steps: int) -> None:
