@@ -135,6 +135,110 @@ class EndEffectorDeltaDriver:
         return np.concatenate([step, turn, [float(gripper)]]).astype(np.float32)
 
 
+class EndEffectorPose:
+    """Absolute targets of the tool's pose in the base frame, and the gripper opening.
+
+    The action is ``(x, y, z [m], rot6d_0 .. rot6d_5, gripper [1 = open])``; the six numbers are the first two columns
+    of the tool's rotation matrix (Zhou et al. 2019). What an absolute target means does not depend on what was executed
+    before, so a chunk that arrives late still says where to go.
+
+    Args:
+        max_step: Longest step of each position axis that `encode` asks for [m].
+        workspace_low, workspace_high: Box that the commanded position is kept in [m].
+        leash: How far the command may run ahead of the measured tool [m].
+    """
+
+    def __init__(
+        self,
+        *,
+        max_step: float = 0.04,
+        workspace_low: tuple[float, float, float] = (0.14, -0.32, 0.012),
+        workspace_high: tuple[float, float, float] = (0.56, 0.32, 0.36),
+        leash: float = 0.06,
+    ) -> None:
+        self.max_step, self.leash = max_step, leash
+        self.low, self.high = np.asarray(workspace_low, float), np.asarray(workspace_high, float)
+
+    def action_spec(self, robot: RobotModel) -> FeatureSpec:
+        """Ten elements; the pose part is that of the state."""
+        return FeatureSpec(
+            name="action",
+            shape=(10,),
+            names=(*AXES, *(f"rot6d_{i}" for i in range(6)), "gripper"),
+            units=("m",) * 3 + ("1",) * 7,
+            low=(*self.low.tolist(), *(-1.0,) * 6, 0.0),
+            high=(*self.high.tolist(), *(1.0,) * 6, 1.0),
+            frame="base",
+            reference="absolute",
+            rotation="rot6d",
+            gripper="open_is_1",
+        )
+
+    def disturbance(self, robot: RobotModel) -> np.ndarray:
+        """The longest step of the position; the tool stays upright, and half-open is another action of the gripper."""
+        return np.array([self.max_step] * 3 + [0.0] * 7)
+
+    def driver(self, robot: RobotModel) -> EndEffectorPoseDriver:
+        """A driver for one world."""
+        return EndEffectorPoseDriver(self, robot)
+
+
+class EndEffectorPoseDriver:
+    """Keeps the commanded pose of one world and solves inverse kinematics for it."""
+
+    def __init__(self, mode: EndEffectorPose, robot: RobotModel) -> None:
+        self.mode, self.robot = mode, robot
+        self.kinematics = ArmKinematics(robot)
+        self.reset(np.asarray(robot.home))
+
+    def reset(self, joints: np.ndarray) -> None:
+        """Start from joint angles [rad]."""
+        self._joints = np.array(joints, float)
+        self.position, self.quat = self.kinematics.pose(self._joints)
+
+    def command(self, action: np.ndarray, joints: np.ndarray) -> np.ndarray:
+        """Actuator targets for a pose, which is pulled back to within `leash` of the measured tool."""
+        mode, action = self.mode, _checked(action, 10)
+        measured, _ = self.kinematics.pose(joints)
+        ahead = np.clip(action[:3] - measured, -mode.leash, mode.leash)
+        self.position = np.clip(measured + ahead, mode.low, mode.high)
+        self.quat = quat_from_rot6d(action[3:9], self.quat)
+        self._joints = self.kinematics.solve(self.position, self.quat, self._joints)
+        return np.append(self._joints, np.clip(action[9], 0.0, 1.0) * self.robot.gripper_stroke)
+
+    def encode(self, position: np.ndarray, quat: np.ndarray, gripper: float) -> np.ndarray:
+        """The pose at most `max_step` from the commanded one on the straight line to a target."""
+        step = np.asarray(position, float) - self.position
+        longest = float(np.abs(step).max())
+        if longest > self.mode.max_step:
+            step *= self.mode.max_step / longest
+        matrix = np.zeros(9)
+        mujoco.mju_quat2Mat(matrix, np.asarray(quat, float))
+        columns = matrix.reshape(3, 3)
+        there = np.clip(self.position + step, self.mode.low, self.mode.high)
+        return np.concatenate([there, columns[:, 0], columns[:, 1], [float(gripper)]]).astype(np.float32)
+
+
+def quat_from_rot6d(columns: np.ndarray, fallback: np.ndarray) -> np.ndarray:
+    """Quaternion wxyz (4,) of two columns (6,) of a rotation matrix, made orthonormal by Gram and Schmidt.
+
+    Columns that are zero or parallel mean no rotation; then it is `fallback`.
+    """
+    first, second = columns[:3], columns[3:]
+    length = float(np.linalg.norm(first))
+    if length < 1e-6:
+        return np.array(fallback, float)
+    first = first / length
+    second = second - first * (first @ second)
+    length = float(np.linalg.norm(second))
+    if length < 1e-6:
+        return np.array(fallback, float)
+    second = second / length
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, np.stack([first, second, np.cross(first, second)], axis=1).ravel())
+    return quat
+
+
 class JointPosition:
     """Absolute targets of the arm's joints [rad] and the gripper opening (1 = open).
 
