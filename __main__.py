@@ -33,6 +33,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
     "eval": ("eval", "run a policy in closed loop and count successes"),
+    "serve": ("serve", "serve a checkpoint to clients: websocket, as openpi's"),
+    "twin": ("twin", "a simulated robot in real time, to be deployed to as to a real one"),
+    "deploy": ("deploy", "run a policy on a robot: preflight, control loop, safety, log, report"),
     "ask": ("ask", "ask a pretrained vision-language model about an image"),
     "demo": ("demo", "record, train and evaluate a small policy from nothing, on a CPU"),
 }

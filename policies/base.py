@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..spec import ActionChunk, EmbodimentSpec, Observation
+from ..spec import ActionChunk, EmbodimentSpec, Guidance, Observation
 
 
 class ChunkPolicy(Protocol):
@@ -17,14 +17,24 @@ class ChunkPolicy(Protocol):
         embodiment: Who acts.
         action_horizon: Actions h in a chunk.
         noise_dim: Dimensions n of the noise that a chunk is drawn from.
+        takes_guidance: Whether chunks can be led to agree with a plan (real-time chunking).
     """
 
     embodiment: EmbodimentSpec
     action_horizon: int
     noise_dim: int
+    takes_guidance: bool
 
-    def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
-        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim); the same of both give the same chunk."""
+    def predict(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray,
+        guidance: Sequence[Guidance | None] | None = None,
+    ) -> ActionChunk:
+        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim); the same of both give the same chunk.
+
+        Where `guidance` has a plan (h, a), the chunk agrees with it; ConfigError from a policy that cannot.
+        """
 
 
 class Policy(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -18,7 +19,7 @@ def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> tuple
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def rate(successes: int, episodes: int) -> dict[str, object]:
+def rate(successes: int, episodes: int) -> dict[str, Any]:
     """``{"episodes": n, "success": k, "success_rate": r, "ci95": [lo, hi]}``."""
     low, high = wilson(successes, episodes)
     return {

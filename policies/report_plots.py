@@ -41,7 +41,7 @@ def success_plot(run: Run) -> str:
         y += 0.7
     if not bars:
         return ""
-    figure, axes = _figure((4.8, 0.75 + 0.25 * y))
+    figure, axes = new_figure((4.8, 0.75 + 0.25 * y))
     for at, split, group in bars:
         low, high = (100 * v for v in group["ci95"])
         rate = 100 * group["success_rate"]
@@ -54,7 +54,7 @@ def success_plot(run: Run) -> str:
     axes.set_ylim(y - 0.5, -0.7)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
     axes.grid(axis="x", color=GRID, lw=0.8)
-    return _svg(figure, "success", "Success rate by task and kind of instruction, with 95 % intervals")
+    return page_svg(figure, "success", "Success rate by task and kind of instruction, with 95 % intervals")
 
 
 def steps_plot(run: Run, task: str) -> str:
@@ -66,7 +66,7 @@ def steps_plot(run: Run, task: str) -> str:
     width = max(1, -(-longest // 16))
     edges = [i * width + 0.5 for i in range(-(-longest // width) + 1)]
     names = [s for s in run.splits if any(r["split"] == s for r in mine)]
-    figure, axes = _figure((PANEL[0], 2.1))
+    figure, axes = new_figure((PANEL[0], 2.1))
     data = [[int(r["steps"]) for r in mine if r["split"] == s] for s in names]
     axes.hist(data, bins=edges, stacked=True, color=[split_color(run, s) for s in names], rwidth=0.9)
     if task in run.limits:
@@ -77,7 +77,7 @@ def steps_plot(run: Run, task: str) -> str:
     axes.set_xlabel("steps to success")
     axes.set_ylabel("episodes")
     axes.grid(axis="y", color=GRID, lw=0.8)
-    return _svg(figure, f"steps-{task}", f"Steps to success in {label(task)}")
+    return page_svg(figure, f"steps-{task}", f"Steps to success in {label(task)}")
 
 
 def training_plots(run: Run) -> list[tuple[str, str, str]]:
@@ -116,7 +116,7 @@ def _lines(name: str, entries: Sequence[Any], keys: Mapping[str, str], unit: str
         return ""
     if all(len(steps) == 1 for steps, _ in found.values()):
         return _levels(name, {keys[k]: values[0] for k, (_, values) in found.items()}, unit)
-    figure, axes = _figure(PANEL)
+    figure, axes = new_figure(PANEL)
     for i, (key, (steps, values)) in enumerate(found.items()):
         sparse = len(steps) < 25
         style = "--" if key.endswith("_p90") else "-"
@@ -130,12 +130,12 @@ def _lines(name: str, entries: Sequence[Any], keys: Mapping[str, str], unit: str
     axes.grid(axis="y", color=GRID, lw=0.8)
     if len(found) > 1:
         _legend(axes)
-    return _svg(figure, name, name.replace("-", " "))
+    return page_svg(figure, name, name.replace("-", " "))
 
 
 def _levels(name: str, values: Mapping[str, float], unit: str) -> str:
     """Bars for what was measured once: a curve of one point is none."""
-    figure, axes = _figure((PANEL[0], 0.7 + 0.3 * len(values)))
+    figure, axes = new_figure((PANEL[0], 0.7 + 0.3 * len(values)))
     for i, value in enumerate(values.values()):
         axes.barh(i, value, 0.7, color=SERIES[0])
         axes.annotate(f"{value:.3g}", (value, i), (4, 0), textcoords="offset points", va="center", color=INK)
@@ -144,7 +144,7 @@ def _levels(name: str, values: Mapping[str, float], unit: str) -> str:
     axes.set_xlim(0, 1.15 * max(values.values()) or 1)
     axes.set_xlabel(unit)
     axes.grid(axis="x", color=GRID, lw=0.8)
-    return _svg(figure, name, name.replace("-", " "))
+    return page_svg(figure, name, name.replace("-", " "))
 
 
 def _error_plot(act: Sequence[Any]) -> str:
@@ -152,7 +152,7 @@ def _error_plot(act: Sequence[Any]) -> str:
     steps, values = series(act, "eval/action_error")
     if not steps:
         return ""
-    figure, axes = _figure(PANEL)
+    figure, axes = new_figure(PANEL)
     top = max(values)
     baselines = (("mean", "always the mean action", SERIES[1]), ("last", "the last action again", SERIES[3]))
     for key, text, color in baselines:
@@ -167,7 +167,7 @@ def _error_plot(act: Sequence[Any]) -> str:
     axes.set_ylabel("share of action range")
     axes.grid(axis="y", color=GRID, lw=0.8)
     _legend(axes)
-    return _svg(figure, "act-error", "Action error on held-out episodes")
+    return page_svg(figure, "act-error", "Action error on held-out episodes")
 
 
 def _error_caption(act: Sequence[Any]) -> str:
@@ -183,7 +183,8 @@ def _error_caption(act: Sequence[Any]) -> str:
     return f"At the end: {', '.join(beaten)}." if beaten else ""
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
+    """A figure and its axes in the reports' looks; `size` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout="constrained")
@@ -209,7 +210,7 @@ def _legend(axes: Any) -> None:
     )  # fmt: skip
 
 
-def _svg(figure: Any, name: str, title: str) -> str:
+def page_svg(figure: Any, name: str, title: str) -> str:
     """SVG for the middle of a page: no prologue, no addresses, ids of its own, colours as variables."""
     from html import escape
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import SpecMismatchError, did_you_mean
-from ..spec import ActionChunk, EmbodimentSpec, Observation
+from ..spec import ActionChunk, EmbodimentSpec, Guidance, Observation
 from ..vla.checkpoint import load_checkpoint, predict, read_meta
 from ..vla.model import VLAModel
 
@@ -17,23 +17,26 @@ class VLAPolicy:
     """Predicts chunks with a `VLAModel`.
 
     The model always runs on batches of `batch_size` rows, filled up where there are fewer: kernels may round
-    differently for other batch sizes, and an episode must not depend on how many others run beside it.
+    differently for other batch sizes, and an episode must not depend on how many others run beside it. A server, which
+    would rather be quick, gives several sizes, and takes the smallest that will do.
 
     Args:
         model: Loaded model.
         embodiment: Name of the embodiment to act for; the only one when None.
-        batch_size: Rows of every forward pass.
+        batch_size: Rows of every forward pass; or sizes to choose from.
     """
 
-    def __init__(self, model: VLAModel, *, embodiment: str | None = None, batch_size: int = 8) -> None:
+    def __init__(self, model: VLAModel, *, embodiment: str | None = None, batch_size: int | Sequence[int] = 8) -> None:
         names = list(model.embodiments)
         name = names[0] if embodiment is None and len(names) == 1 else embodiment
         if name not in model.embodiments:
             raise SpecMismatchError(f"which embodiment? got {embodiment!r}. {did_you_mean(str(embodiment), names)}")
-        self.model, self.name, self.batch_size = model.eval(), str(name), batch_size
+        self.model, self.name = model.eval(), str(name)
+        self._sizes = sorted([batch_size] if isinstance(batch_size, int) else batch_size)
         self.embodiment: EmbodimentSpec = model.embodiments[self.name]
         self.action_horizon = model.recipe.action_horizon
         self.noise_dim = model.noise_dim(self.name)
+        self.takes_guidance = model.takes_guidance
 
     @classmethod
     def from_checkpoint(
@@ -43,7 +46,7 @@ class VLAPolicy:
         embodiment: str | None = None,
         like: EmbodimentSpec | None = None,
         device: str = "cpu",
-        batch_size: int = 8,
+        batch_size: int | Sequence[int] = 8,
     ) -> VLAPolicy:
         """Load and verify a checkpoint (its golden batches must come out).
 
@@ -52,7 +55,7 @@ class VLAPolicy:
             embodiment: Name of the embodiment to act for.
             like: Or what the robot or environment is: the embodiment that means the same is taken.
             device: Where the model runs.
-            batch_size: Rows of every forward pass.
+            batch_size: Rows of every forward pass; or sizes to choose from.
 
         Raises:
             SpecMismatchError: None of the model's embodiments fits, with every difference to the nearest.
@@ -72,19 +75,39 @@ class VLAPolicy:
         """What was noted when the checkpoint was saved: head, parameters, data, versions."""
         return read_meta(Path(path))
 
-    def predict(self, observations: Sequence[Observation], noise: np.ndarray) -> ActionChunk:
-        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim), in the embodiment's units."""
-        rows, size = list(observations), self.batch_size
-        chunks = []
-        for start in range(0, len(rows), size):
-            part, draws = rows[start : start + size], noise[start : start + size]
-            missing = size - len(part)
-            stacked = Observation.stack(part + [part[-1]] * missing)
-            stacked.check(self.embodiment, "policy input")
-            full = np.concatenate([draws, np.repeat(draws[-1:], missing, 0)])
-            chunks.append(predict(self.model, self.name, stacked, full.astype(np.float32))[: len(part)])
+    def predict(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray,
+        guidance: Sequence[Guidance | None] | None = None,
+    ) -> ActionChunk:
+        """Chunks (n, h, a) for n observations and noise (n, h, noise_dim), in the embodiment's units.
+
+        Rows with and without guidance run in batches of their own: each comes out as it would alone.
+        """
+        guides = list(guidance) if guidance is not None else [None] * len(observations)
+        chunks = np.zeros((len(observations), self.action_horizon, self.embodiment.action.dim), np.float32)
+        for rows in _alike(guides):
+            for start in range(0, len(rows), self._sizes[-1]):
+                part = rows[start : start + self._sizes[-1]]
+                size = next(size for size in self._sizes if size >= len(part))
+                full = part + [part[-1]] * (size - len(part))
+                stacked = Observation.stack([observations[k] for k in full])
+                stacked.check(self.embodiment, "policy input")
+                led = [guide for k in full if (guide := guides[k]) is not None]
+                guide = Guidance.stack(led) if led else None
+                draws = np.asarray(noise[full], np.float32)
+                chunks[part] = predict(self.model, self.name, stacked, draws, guide)[: len(part)]
         return ActionChunk(
-            actions=np.concatenate(chunks),
+            actions=chunks,
             control_hz=self.embodiment.control_hz,
-            timestamp=max(o.timestamp for o in rows),
+            timestamp=max(o.timestamp for o in observations),
         )
+
+
+def _alike(guides: Sequence[Guidance | None]) -> list[list[int]]:
+    """Rows that can share a batch: those without guidance, and those of each kind of it."""
+    groups: dict[object, list[int]] = {}
+    for k, guide in enumerate(guides):
+        groups.setdefault(None if guide is None else (guide.limit, guide.gradient), []).append(k)
+    return list(groups.values())

@@ -1,0 +1,180 @@
+"""The wire format against bytes that openpi's published client made, and against hostile bytes."""
+
+import contextlib
+import json
+import tracemalloc
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from brachium.errors import WireError
+from brachium.policies.wire import MAX_ITEMS, decode, encode
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "openpi.json").read_text())
+IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+MEANING = {
+    "empty metadata": {},
+    "reset pose": {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]},
+    "int": 1,
+    "float": 1.5,
+    "bool": True,
+    "text": "hi",
+    "bytes": b"\x00\x01",
+    "none": None,
+    "tuple": (1, 2),
+    "np.bool": np.bool_(True),
+    "np.int64": np.int64(7),
+    "np.float32": np.float32(1.5),
+    "np.float16": np.float16(0.5),
+    "np.float64": np.float64(1.5),
+    "uint16 scalar of big-endian": np.array([258], ">u2")[0],
+    "float32": np.array([1, -2, 0.5], np.float32),
+    "float32 2d": np.array([[1, 2], [3, 4]], np.float32),
+    "int64": np.array([1, -2], np.int64),
+    "bool array": np.array([True, False]),
+    "image": IMAGE,
+    "image channels first": IMAGE.transpose(2, 0, 1),
+    "fortran order": np.asfortranarray(np.array([[1, 2], [3, 4]], np.int16)),
+    "0-d": np.array(1.0),
+    "empty": np.zeros(0, np.float32),
+    "empty 2d": np.zeros((0, 7), np.float32),
+    "big-endian": np.array([1, 2], ">f4"),
+    "request": {
+        "state": np.array([1.0], np.float32),
+        "images": {"cam_high": np.zeros((3, 1, 1), np.uint8)},
+        "prompt": "go",
+    },
+    "reply": {
+        "actions": np.zeros((2, 1), np.float32),
+        "policy_timing": {"infer_ms": 1.0},
+        "server_timing": {"infer_ms": 2.0, "prev_total_ms": 3.0},
+    },
+}
+
+
+def same(a, b):
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return a == b and type(a) is type(b)
+
+
+@pytest.mark.parametrize("name", MEANING)
+def test_bytes_are_those_of_the_published_client_both_ways(name):
+    data, value = bytes.fromhex(GOLDENS["valid"][name]), MEANING[name]
+    assert encode(value) == data
+    if isinstance(value, np.float64):
+        value = float(value)  # goes out as a plain float
+    assert same(value, decode(data))
+
+
+def test_every_golden_is_used():
+    assert set(MEANING) == set(GOLDENS["valid"])
+
+
+@pytest.mark.parametrize("name", [*GOLDENS["malformed"], *GOLDENS["texts"]])
+def test_arrays_that_are_none_are_refused(name):
+    """The published decoder takes some of these, arrays of objects among them."""
+    data = bytes.fromhex({**GOLDENS["malformed"], **GOLDENS["texts"]}[name])
+    if name == "str-keyed marker":
+        assert isinstance(decode(data), dict)
+        return
+    with pytest.raises(WireError):
+        decode(data)
+
+
+messages = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(allow_nan=False),
+        st.text(max_size=20),
+        st.binary(max_size=20),
+        hnp.arrays(
+            st.sampled_from(["<f4", ">f8", "|u1", "<i8", "|b1", "<f2"]),
+            hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+        ),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@given(messages)
+def test_what_is_sent_is_what_arrives(message):
+    assert same(message, decode(encode(message)))
+
+
+@settings(max_examples=400)
+@given(messages, st.data())
+def test_damaged_messages_are_refused_or_are_messages(message, data):
+    """Truncated, extended or with bytes changed: a WireError or another message, nothing else."""
+    good = bytearray(encode({"x": message}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        where = data.draw(st.integers(0, len(good) - 1))
+        good[where] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(good)))
+    for bad in (bytes(good), bytes(good[:cut]), bytes(good) + b"\x00"):
+        with contextlib.suppress(WireError):
+            decode(bad)
+
+
+@settings(max_examples=400)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_or_are_messages(data):
+    with contextlib.suppress(WireError):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdd\xff\xff\xff\xff",  # an array of four thousand million
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\x91" * 200_000,  # nested without end
+        b"\x81\xa1x" * 100_000,
+        msgpack.packb([[1] * 4000] * 4000),  # sixteen million small parts
+        msgpack.packb(msgpack.ExtType(4, b"x" * 20)),
+        msgpack.packb({b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [0, 2**40]}),
+        msgpack.packb({b"__ndarray__": True, b"data": b"ab", b"dtype": "<f4,<f4", b"shape": [1]}),
+        msgpack.packb({b"__ndarray__": True, b"data": b"ab", b"dtype": "O" * 10**4, b"shape": [1]}),
+        msgpack.packb({b"__npgeneric__": True, b"data": 2**63, b"dtype": "|i1"}),
+        msgpack.packb({b"__npgeneric__": True, b"data": [1], b"dtype": "<f4"}),
+        msgpack.packb({1: 2}),
+        msgpack.packb("x" * 100_000),
+    ],
+    ids=lambda data: f"{data[:6].hex()}-{len(data)}",
+)
+def test_bombs_cost_no_memory(data):
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6
+
+
+def test_limits_are_told():
+    with pytest.raises(WireError, match="at most 10 bytes, got 11"):
+        decode(b"x" * 11, limit=10)
+    with pytest.raises(WireError, match=f"at most {MAX_ITEMS} parts"):
+        decode(msgpack.packb([[1] * 4000] * 4))
+    with pytest.raises(WireError, match="binary"):
+        decode("text")
+
+
+@pytest.mark.parametrize("value", [object(), np.array(["a"]), np.array([object()]), {1j}, np.complex64(1), 2**70])
+def test_what_cannot_be_sent_says_so(value):
+    with pytest.raises(WireError, match="cannot send"):
+        encode({"x": value})
