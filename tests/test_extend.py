@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
+# The page about robots is run by tests/real_robot/test_extend_robot.py.
+PAGES = sorted(page for page in (ROOT / "docs" / "extend").glob("*.md") if page.stem != "robot")
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
 RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.S)
 QUICK = ["optimization.steps=3", "optimization.batch_size=4", "device=cpu"]
