@@ -9,8 +9,9 @@ from typing import Any
 
 from ..console import log
 from ..errors import CheckpointError, ConfigError
+from .access import Access
 from .request import RequestFormat
-from .server import Access, PolicyServer
+from .server import PolicyServer
 
 BATCHES = (1, 2, 4, 8, 16)
 """Sizes of batches that the model runs on."""

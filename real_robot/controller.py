@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +16,7 @@ from ..spec import Observation
 from .body import Body
 from .eyes import Eyes, Freshness
 from .inference import Inference
+from .pacing import Timing, undisturbed, wait_until
 from .robot import Robot, Watch
 from .safety.guard import RUNNING, STOPPED, Intervention, SafetyGuard
 from .spec import Reading
@@ -27,8 +24,6 @@ from .telemetry import SOURCES, Telemetry
 
 MODES = ("run", "shadow", "step")
 HOLD, POLICY, HUMAN = range(len(SOURCES))
-SPIN_S = 2e-4
-"""The end of a wait that is not slept: the kernel wakes a thread a little late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,31 +62,6 @@ class Human(Protocol):
 
     def target(self, commanded: np.ndarray, period: float) -> np.ndarray:
         """Where the person wants the axes (j,), who are commanded to be at `commanded` (j,)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """The loop's rates and patience.
-
-    Attributes:
-        control_hz: Rate of commands [Hz].
-        hold_s: How long the robot holds without a plan before the run ends [s].
-        first_s: How long it may wait for the first plan [s].
-        silent_s: A loop that hangs for so long has its robot halted [s].
-        realtime: Ask the system for real-time scheduling of the loop, where it lets us.
-    """
-
-    control_hz: float = 50.0
-    hold_s: float = 1.0
-    first_s: float = 10.0
-    silent_s: float = 0.2
-    realtime: bool = True
-
-    def __post_init__(self) -> None:
-        for key in ("control_hz", "hold_s", "first_s", "silent_s"):
-            value = getattr(self, key)
-            if not (isinstance(value, (int, float)) and np.isfinite(value) and value > 0):
-                raise ConfigError(f"timing: expected {key} above 0, got {value!r}")
 
 
 @dataclass
@@ -196,7 +166,7 @@ class Controller:
         self._opened: tuple[Observation, np.ndarray, int] | None = None
         if self._inference is not None:
             self._inference.restart(seed)
-        with _steady(self.timing.realtime):  # its garbage collection comes before the first reading, not after it
+        with undisturbed(self.timing.realtime):  # its garbage collection comes before the first reading, not after it
             reading = self._first_reading()
             self.guard.start(reading, time.monotonic())
             self.body.start(self.guard.motion.position)
@@ -226,7 +196,7 @@ class Controller:
         ending, why, started, tick = "", "", None, 0
         while True:
             deadline = begin + tick * self.period
-            now = _wait(deadline)
+            now = wait_until(deadline)
             late = now - deadline
             if late > 0.5 * self.period or now - self._sent < 0.5 * self.period:
                 # Too late for this one, or too soon after the last, which was sent late: the grid stays where it is.
@@ -412,37 +382,3 @@ def steady(now: np.ndarray, before: np.ndarray) -> np.ndarray:
     A target that jumps because another chunk took over has no velocity that the robot should pass it with.
     """
     return np.where(now * before > 0.0, np.sign(now) * np.minimum(np.abs(now), np.abs(before)), 0.0)
-
-
-def _wait(deadline: float) -> float:
-    """Sleep until a moment, and say when it is over [s]."""
-    while (left := deadline - time.monotonic()) > 0.0:
-        if left > SPIN_S:
-            time.sleep(left - SPIN_S)
-    return time.monotonic()
-
-
-@contextlib.contextmanager
-def _steady(realtime: bool) -> Iterator[None]:
-    """Keep from the loop what Python and the system would do to it: garbage collection, long turns of other threads,
-    and other processes, where the system lets us."""
-    collecting, interval = gc.isenabled(), sys.getswitchinterval()
-    policy: tuple[int, Any] | None = None
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    sys.setswitchinterval(5e-4)
-    if realtime and hasattr(os, "sched_setscheduler"):
-        with contextlib.suppress(OSError):  # only root may, or who has the right
-            policy = (os.sched_getscheduler(0), os.sched_getparam(0))
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(10))
-    try:
-        yield
-    finally:
-        if policy is not None:
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(0, *policy)
-        sys.setswitchinterval(interval)
-        gc.unfreeze()
-        if collecting:
-            gc.enable()

@@ -16,11 +16,12 @@ from ..policies.executor import ChunkExecutor
 from ..policies.intervals import rate
 from ..policies.remote import RemotePolicy
 from .body import body_of
-from .controller import MODES, Controller, Outcome, Timing
+from .controller import MODES, Controller, Outcome
 from .deploy_report import write_report
 from .eyes import Freshness
 from .inference import Inference
 from .live import LiveView
+from .pacing import Timing
 from .policy_process import PolicyProcess
 from .preflight import preflight, show
 from .robot import Robot

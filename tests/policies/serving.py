@@ -12,8 +12,9 @@ import msgpack
 import numpy as np
 from websockets.sync.client import connect as websocket_connect
 
+from brachium.policies.access import Access
 from brachium.policies.connection import _DIRECT
-from brachium.policies.server import Access, PolicyServer
+from brachium.policies.server import PolicyServer
 from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec
 
 SPEC = EmbodimentSpec(

@@ -16,10 +16,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from brachium.errors import ConfigError, ServerError, SpecMismatchError, WireError
+from brachium.policies.access import Access
 from brachium.policies.connection import PolicyConnection
 from brachium.policies.remote import RemotePolicy
 from brachium.policies.request import OURS, RequestFormat, Wish
-from brachium.policies.server import Access, PolicyServer
+from brachium.policies.server import PolicyServer
 from brachium.policies.wire import decode, encode
 from brachium.spec import EmbodimentSpec, Guidance, Observation
 

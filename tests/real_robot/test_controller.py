@@ -8,10 +8,11 @@ import pytest
 from brachium.errors import ConfigError, RobotError, ServerError
 from brachium.policies.executor import RealTimeChunking, RecedingHorizon, TemporalEnsemble
 from brachium.real_robot.body import JointBody
-from brachium.real_robot.controller import Controller, Timing, steady
+from brachium.real_robot.controller import Controller, steady
 from brachium.real_robot.drivers.mock import MockRobot
 from brachium.real_robot.eyes import Eyes, Freshness
 from brachium.real_robot.inference import Inference
+from brachium.real_robot.pacing import Timing
 from brachium.real_robot.safety.guard import SafetyGuard
 from brachium.real_robot.safety.stop import EmergencyStop
 from brachium.real_robot.spec import Frame, Reading

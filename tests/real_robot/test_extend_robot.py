@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from brachium.real_robot.body import JointBody
-from brachium.real_robot.controller import Controller, Timing
+from brachium.real_robot.controller import Controller
+from brachium.real_robot.pacing import Timing
 from brachium.real_robot.safety.guard import SafetyGuard
 from brachium.spec import EmbodimentSpec, FeatureSpec
 

@@ -1,0 +1,78 @@
+"""When the loop's ticks come: its rates, waiting for deadlines, and keeping the system from disturbing them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+
+SPIN_S = 2e-4
+"""The end of a wait that is not slept: the kernel wakes a thread a little late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The loop's rates and patience.
+
+    Attributes:
+        control_hz: Rate of commands [Hz].
+        hold_s: How long the robot holds without a plan before the run ends [s].
+        first_s: How long it may wait for the first plan [s].
+        silent_s: A loop that hangs for so long has its robot halted [s].
+        realtime: Ask the system for real-time scheduling of the loop, where it lets us.
+    """
+
+    control_hz: float = 50.0
+    hold_s: float = 1.0
+    first_s: float = 10.0
+    silent_s: float = 0.2
+    realtime: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("control_hz", "hold_s", "first_s", "silent_s"):
+            value = getattr(self, key)
+            if not (isinstance(value, (int, float)) and np.isfinite(value) and value > 0):
+                raise ConfigError(f"timing: expected {key} above 0, got {value!r}")
+
+
+def wait_until(deadline: float) -> float:
+    """Sleep until a moment, and say when it is over [s]."""
+    while (left := deadline - time.monotonic()) > 0.0:
+        if left > SPIN_S:
+            time.sleep(left - SPIN_S)
+    return time.monotonic()
+
+
+@contextlib.contextmanager
+def undisturbed(realtime: bool) -> Iterator[None]:
+    """Keep from the loop what Python and the system would do to it: garbage collection, long turns of other threads,
+    and other processes, where the system lets us."""
+    collecting, interval = gc.isenabled(), sys.getswitchinterval()
+    policy: tuple[int, Any] | None = None
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    sys.setswitchinterval(5e-4)
+    if realtime and hasattr(os, "sched_setscheduler"):
+        with contextlib.suppress(OSError):  # only root may, or who has the right
+            policy = (os.sched_getscheduler(0), os.sched_getparam(0))
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(10))
+    try:
+        yield
+    finally:
+        if policy is not None:
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(0, *policy)
+        sys.setswitchinterval(interval)
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
