@@ -105,6 +105,7 @@ class Twin:
         self._listener = Listener(address, authkey=key)
         self._incoming: collections.deque[tuple[Connection, dict[str, Any]]] = collections.deque()
         self._outbox: list[tuple[float, int, bytes]] = []
+        self._answers: collections.deque[bytes] = collections.deque()
         self._numbers = itertools.count()
         self._wake = threading.Condition()
         self._client: Connection | None = None
@@ -215,8 +216,11 @@ class Twin:
         message |= {"number": next(self._spoken), "epoch": self._epoch}
         late = 0.0 if at_once else self.faults.latency_s + self.faults.jitter_s * float(self._rng.random())
         with self._wake:
-            heapq.heappush(self._outbox, (time.monotonic() + late, next(self._numbers), encode(message)))
-            while len(self._outbox) > BACKLOG + 200 * (late > 0):
+            if at_once:
+                self._answers.append(encode(message))  # never dropped, however much is waiting
+            else:
+                heapq.heappush(self._outbox, (time.monotonic() + late, next(self._numbers), encode(message)))
+            while len(self._outbox) > BACKLOG + 2 * STATE_HZ * late:
                 heapq.heappop(self._outbox)
             self._wake.notify()
 
@@ -288,6 +292,7 @@ class Twin:
             with self._wake:
                 before, self._client = self._client, client
                 self._outbox.clear()
+                self._answers.clear()
             if before is not None:
                 with contextlib.suppress(OSError):
                     before.close()  # a robot has one controller
@@ -307,15 +312,19 @@ class Twin:
     def _send(self) -> None:
         while not self._ended.is_set():
             with self._wake:
-                while not self._outbox or self._client is None:
+                while not (self._outbox or self._answers) or self._client is None:
                     self._wake.wait(0.2)
                     if self._ended.is_set():
                         return
-                wait = self._outbox[0][0] - time.monotonic()
-                if wait > 0:
-                    self._wake.wait(wait)
-                    continue
-                data, client = heapq.heappop(self._outbox)[2], self._client
+                client = self._client
+                if self._answers:
+                    data = self._answers.popleft()
+                else:
+                    wait = self._outbox[0][0] - time.monotonic()
+                    if wait > 0:
+                        self._wake.wait(wait)
+                        continue
+                    data = heapq.heappop(self._outbox)[2]
             try:
                 client.send_bytes(data)
             except (OSError, ValueError):

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from brachium.__main__ import main
 from brachium.demo import StageClock
 
+EPISODES = 4
 SMALL = [
     "tables=80",
     "demos=6",
-    "episodes=4",
+    f"episodes={EPISODES}",
     "workers=1",
     "num_envs=3",
     "videos=1",
@@ -38,12 +41,21 @@ def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(out, *words), capture_output=True, text=True, env=environment, timeout=300)
 
 
-@pytest.mark.slow
-def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    # Killed while evaluating: nothing that was finished is lost.
+class Killed(NamedTuple):
+    """A demo that was killed in its evaluation, and typed again."""
+
+    out: Path
+    finished: list[str]
+    weights: bytes
+    took: dict[str, float]
+    again: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    out = tmp_path_factory.mktemp("killed") / "demo"
     process = subprocess.Popen(
-        command(out, "episodes=30"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     log = out / "flow-0" / "eval" / "episodes.jsonl"
     deadline = time.monotonic() + 240
@@ -54,30 +66,38 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: P
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = log.read_text().splitlines()[:3]
-    assert len(finished) == 3
     weights = (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes()
+    return Killed(out, finished, weights, json.loads((out / "seconds.json").read_text()), run(out))
 
-    took = json.loads((out / "seconds.json").read_text())
-    again = run(out, "episodes=30")
+
+def rows_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_demo_writes_its_result_reuses_everything_and_survives_kills(killed: Killed, tmp_path: Path) -> None:
+    out, again = killed.out, killed.again
+    log = out / "flow-0" / "eval" / "episodes.jsonl"
+    assert len(killed.finished) == 3
     assert again.returncode == 0, again.stderr[-3000:]
     assert "nothing to record" in again.stderr
     assert "trained already" in again.stderr
     assert "going on after" in again.stderr
-    assert log.read_text().splitlines()[:3] == finished
-    assert (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes() == weights
+    assert log.read_text().splitlines()[:3] == killed.finished
+    assert (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes() == killed.weights
 
     result = json.loads((out / "result.json").read_text())
-    assert result["episodes"] == 90
+    assert result["episodes"] == 3 * EPISODES
     assert set(result["tasks"]) == {"reach", "push", "place"}
     for part in (result, *result["tasks"].values()):
         assert part["success_rate"] == pytest.approx(part["success"] / part["episodes"])
         assert 0 <= part["ci95"][0] <= part["success_rate"] <= part["ci95"][1] <= 1
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = rows_of(log)
     assert result["success"] == sum(row["success"] for row in rows)
-    assert len({(row["task"], row["seed"]) for row in rows}) == 90
+    assert len({(row["task"], row["seed"]) for row in rows}) == 3 * EPISODES
     seconds = result["seconds"]
     now = json.loads((out / "seconds.json").read_text())
-    assert {k: now[k] for k in took} == took  # what was found done takes no time again
+    assert {k: now[k] for k in killed.took} == killed.took  # what was found done takes no time again
     example = Path(__file__).parent.parent / "examples" / "closed_loop.py"
     words = [sys.executable, str(example), str(out / "flow-0" / "checkpoint"), str(tmp_path / "episode.mp4")]
     said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -91,22 +111,17 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(tmp_path: P
 
 
 @pytest.mark.slow
-def test_evaluation_does_not_depend_on_the_number_of_envs(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    assert run(out).returncode == 0
-    first = [json.loads(x) for x in (out / "flow-0" / "eval" / "episodes.jsonl").read_text().splitlines()]
-    words = [f"checkpoint={out / 'flow-0' / 'checkpoint'}", "episodes=4", "videos=0", "report=false"]
-    for count in (1, 8):
-        target = tmp_path / f"eval-{count}"
-        argv = [sys.executable, "-m", "brachium", "eval", f"out={target}", f"num_envs={count}", *words]
-        assert subprocess.run(argv, capture_output=True, timeout=300).returncode == 0
-        rows = [json.loads(line) for line in (target / "episodes.jsonl").read_text().splitlines()]
-        key = ("task", "seed", "success", "steps", "actions", "instruction")
-
-        def plain(rows: list[dict[str, object]], key: tuple[str, ...] = key) -> list[tuple[object, ...]]:
-            return sorted(tuple(json.dumps(r[k]) for k in key) for r in rows)
-
-        assert plain(rows) == plain(first)
+@pytest.mark.parametrize("count", [1, 8])
+def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count: int, tmp_path: Path) -> None:
+    """The demo evaluated with three at once, and was killed on the way."""
+    words = [f"checkpoint={killed.out / 'flow-0' / 'checkpoint'}", f"out={tmp_path}", f"num_envs={count}"]
+    assert main(["eval", *words, f"episodes={EPISODES}", "videos=0", "report=false", "~suite.reach", "~suite.push"]) == 0
+    key = ("task", "seed", "success", "steps", "actions", "instruction")
+    first = {(row["task"], row["seed"]): row for row in rows_of(killed.out / "flow-0" / "eval" / "episodes.jsonl")}
+    rows = rows_of(tmp_path / "episodes.jsonl")
+    assert len(rows) == EPISODES
+    for row in rows:
+        assert {k: row[k] for k in key} == {k: first[row["task"], row["seed"]][k] for k in key}
 
 
 def test_a_missing_encoder_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
