@@ -115,7 +115,9 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(killed: Kil
 def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count: int, tmp_path: Path) -> None:
     """The demo evaluated with three at once, and was killed on the way."""
     words = [f"checkpoint={killed.out / 'flow-0' / 'checkpoint'}", f"out={tmp_path}", f"num_envs={count}"]
-    assert main(["eval", *words, f"episodes={EPISODES}", "videos=0", "report=false", "~suite.reach", "~suite.push"]) == 0
+    assert (
+        main(["eval", *words, f"episodes={EPISODES}", "videos=0", "report=false", "~suite.reach", "~suite.push"]) == 0
+    )
     key = ("task", "seed", "success", "steps", "actions", "instruction")
     first = {(row["task"], row["seed"]): row for row in rows_of(killed.out / "flow-0" / "eval" / "episodes.jsonl")}
     rows = rows_of(tmp_path / "episodes.jsonl")
