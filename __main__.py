@@ -36,10 +36,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve a checkpoint to clients: websocket, as openpi's"),
     "twin": ("twin", "a simulated robot in real time, to be deployed to as to a real one"),
     "deploy": ("deploy", "run a policy on a robot: preflight, control loop, safety, log, report"),
+    "replay": ("replay", "send the actions of a recorded episode to a robot"),
     "ask": ("ask", "ask a pretrained vision-language model about an image"),
     "demo": ("demo", "record, train and evaluate a small policy from nothing, on a CPU"),
 }
 COMPLETION = "completion"
+# A verb that does another thing when one of these groups is chosen: verb -> (words begin with, config).
+VARIANTS = {"record": (("robot=", "teleop="), "record_robot")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +90,9 @@ def _dispatch(words: list[str]) -> int:
     from .cli.run import run_verb
 
     config, summary = VERBS[verb]
+    starts, other = VARIANTS.get(verb, ((), ""))
+    if other and any(word.startswith(starts) for word in rest):
+        config = other
     return run_verb(verb, config, rest, summary)
 
 

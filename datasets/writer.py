@@ -165,8 +165,12 @@ class EpisodeWriter:
         """Record one step whose images are all JPEG streams; the same as `step`."""
         self.step(images, state, action, timestamp, extras)
 
-    def end(self, success: bool | None) -> str:
+    def end(self, success: bool | None, tags: Sequence[str] = ()) -> str:
         """Finish the episode, and commit when `episodes_per_segment` are finished; return the episode's id.
+
+        Args:
+            success: Whether it did what was to be done; None where nobody said.
+            tags: Further labels, of what is known only now.
 
         Raises:
             StoreError: No open episode, or one without steps.
@@ -177,6 +181,7 @@ class EpisodeWriter:
         if not length:
             raise StoreError("the open episode has no steps: call step() first, or discard()")
         record = {**episode, "length": length, "success": None if success is None else bool(success)}
+        record["tags"] = [*episode["tags"], *(str(tag) for tag in tags if str(tag) not in episode["tags"])]
         with disk_errors(self._root):
             segment.end(record)
         self._episode = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import mujoco
 import numpy as np
@@ -11,7 +11,7 @@ from ..errors import RobotError, SpecMismatchError
 from ..sim.actuation import EndEffectorPose
 from ..sim.embodiment import SimEmbodiment
 from ..sim.kinematics import ArmKinematics
-from ..spec import EmbodimentSpec
+from ..spec import EmbodimentSpec, FeatureSpec
 from .spec import RobotSpec
 
 
@@ -161,6 +161,23 @@ class JointBody:
     def action(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """The targets themselves."""
         return np.asarray(after, np.float32)[self._back]
+
+
+def own_embodiment(robot: Any, control_hz: float) -> EmbodimentSpec:
+    """What a robot is without a policy that says so: that of its model, or its axes as states and absolute actions."""
+    arm, spec = getattr(robot, "body", None), robot.spec
+    if isinstance(arm, SimEmbodiment):
+        return arm.spec
+    axes = spec.axes
+    common = {"shape": axes.shape, "names": axes.names, "units": axes.units, "gripper": axes.gripper}
+    return EmbodimentSpec(
+        name=spec.name,
+        robot=spec.name,
+        control_hz=control_hz,
+        cameras=spec.cameras,
+        state=FeatureSpec(name="state", **common),
+        action=FeatureSpec(name="action", low=axes.low, high=axes.high, **common),
+    )
 
 
 def body_of(robot: object, spec: RobotSpec, embodiment: EmbodimentSpec) -> Body:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..console import human_time, log, require_disk, table
+from ..console import log, require_disk, table
 from ..errors import BrachiumError, ConfigError, NotFoundError
 from ..policies.executor import ChunkExecutor
-from ..policies.intervals import rate
 from ..policies.remote import RemotePolicy
-from .body import body_of
-from .controller import MODES, Controller, Outcome
+from .cell import Cell
+from .controller import MODES, Controller
 from .deploy_report import write_report
+from .deploy_summary import Summary, run_row
 from .eyes import Freshness
 from .inference import Inference
 from .live import LiveView
@@ -26,9 +23,10 @@ from .policy_process import PolicyProcess
 from .preflight import preflight, show
 from .robot import Robot
 from .run_log import RunLog
-from .safety.guard import Rules, SafetyGuard
-from .safety.stop import EmergencyStop, SignalStop
-from .safety.zones import Box, KeepOut, model_check
+from .safety.guard import Rules
+from .safety.zones import Box, KeepOut
+from .teleop.pilot import Pilot, Reach
+from .teleop.teleoperator import Teleoperator
 
 
 def deploy(
@@ -39,6 +37,8 @@ def deploy(
     timing: Timing,
     rules: Rules,
     freshness: Freshness,
+    reach: Reach,
+    teleop: Teleoperator | None = None,
     instruction: str | None = None,
     seconds: float = 30.0,
     episodes: int = 1,
@@ -71,6 +71,9 @@ def deploy(
         timing: Rate of commands, and patience.
         rules: What the safety layer insists on.
         freshness: How old what the policy sees may be.
+        reach: How fast a person's device moves the robot.
+        teleop: Device by which a person takes over at any moment and gives back by letting go; what they do is recorded
+            as a correction (DAgger), and their keys say how the run went.
         instruction: What to do; a simulated robot has instructions of its own.
         seconds: Time of a run; a simulated robot's tasks have times of their own [s].
         episodes: Runs, one after another.
@@ -96,35 +99,28 @@ def deploy(
         raise ConfigError("expected episodes and under_way of at least 1, delay_ms of at least 0 and seconds above 0")
     folder = Path(out)
     require_disk(folder, 100e6, "the log of a run")
-    stop = EmergencyStop()
-    check = model_check(
-        robot.spec,
-        robot.model,
+    cell = Cell(
+        robot,
+        timing=timing,
+        rules=rules,
+        freshness=freshness,
         workspace=workspace,
         keep_out=keep_out,
         table_height=table_height,
         margin=margin,
     )
-    simulated = hasattr(robot, "reset")
-    if not simulated and not instruction:
+    if not cell.is_simulated and not instruction:
         raise ConfigError("what is the robot to do? Type: instruction='put the red cube in the bowl'")
+    summary = Summary(policy=policy, control_hz=timing.control_hz, delay_ms=delay_ms, mode=mode)
     with contextlib.ExitStack() as stack:
         remote = stack.enter_context(_policy(policy, token, authority, device, threads))
-        body = body_of(robot, robot.spec, remote.embodiment)
-        acting = executor(remote)
-        guard = SafetyGuard(robot.spec, 1.0 / timing.control_hz, rules=rules, check=check, stop=stop)
-        if simulated:
-            robot.connect()
-            stack.callback(robot.disconnect)
-            robot.reset(seed)  # type: ignore[attr-defined]
-        else:
-            robot.connect()
-            stack.callback(robot.disconnect)
+        body, acting = cell.body(remote.embodiment), executor(remote)
+        stack.enter_context(cell.connected(seed))
         checks = preflight(
             robot,
             body,
             remote,
-            guard,
+            cell.guard(),
             control_hz=timing.control_hz,
             delay_s=delay_ms * 1e-3,
             freshness=freshness,
@@ -138,33 +134,36 @@ def deploy(
         logbook = RunLog(folder / "store", remote.embodiment, robot.spec) if keep else None
         if logbook is not None:
             stack.callback(logbook.close)
-        rows: list[dict[str, Any]] = []
-        stack.enter_context(SignalStop(stop))
+        pilot = None
+        if teleop is not None:
+            stack.enter_context(teleop)
+            table(f"{teleop.name} takes over", ["key", "meaning"], teleop.describe())
+            pilot = Pilot(teleop, robot.spec, robot.model, reach=reach)
+        summary.of(remote, acting)
+        stack.enter_context(cell.signals())
         for number in range(episodes):
-            controller = Controller(
-                robot,
+            controller = cell.controller(
                 body,
                 inference,
                 acting,
-                SafetyGuard(robot.spec, 1.0 / timing.control_hz, rules=rules, check=check, stop=stop),
-                timing=timing,
-                freshness=freshness,
                 mode=mode,
                 confirm=_enter_pressed if mode == "step" else None,
+                human=pilot,
                 listener=logbook,
             )
-            rows.append(_run(controller, robot, logbook, instruction, seconds, seed + number, number, episodes))
-            _write(folder, rows, policy, remote, acting, timing, delay_ms, mode)
-            if stop.why or rows[-1]["ending"] not in ("done", "time"):
+            row = _run(controller, cell, pilot, logbook, instruction, seconds, seed + number, (number, episodes))
+            summary.add(row, folder)
+            if cell.stop.why or row["ending"] not in ("done", "time") or row["said"] == "stop":
                 break
         if logbook is not None:
             logbook.flush()
-    _print(rows)
+    summary.show()
     if report:
         log(f"report: {write_report(folder, checks)}")
-    stopped = rows[-1]["ending"] not in ("done", "time")
+    last = summary.rows[-1]
+    stopped = last["ending"] not in ("done", "time")
     if stopped:
-        log(f"the robot was stopped: {rows[-1]['ending']}: {rows[-1]['why']}")
+        log(f"the robot was stopped: {last['ending']}: {last['why']}")
     return 1 if stopped else 0
 
 
@@ -193,131 +192,54 @@ def _policy(
 
 def _run(
     controller: Controller,
-    robot: Any,
+    cell: Cell,
+    pilot: Pilot | None,
     logbook: RunLog | None,
     instruction: str | None,
     seconds: float,
     seed: int,
-    number: int,
-    episodes: int,
+    place: tuple[int, int],
 ) -> dict[str, Any]:
-    """One run, and the row about it."""
-    told, limit, done, status = instruction or "", seconds, None, {}
-    if hasattr(robot, "reset"):
-        robot.release()
-        robot.reset(seed)
-        status = robot.status
+    """One run, the `place[0]`-th of `place[1]`, and the row about it."""
+    status = cell.scene(seed)
+    told, limit = instruction or "", seconds
+    if status:
         told, limit = instruction or status["instruction"], min(seconds, status["max_s"])
-        robot.judge()
+    if pilot is not None:
+        pilot.restart()
+    said: list[str] = []
 
-        def done() -> str:
-            now = robot.status
-            return "success" if now["success"] else now["failure"]
+    def done() -> str:
+        while pilot is not None and pilot.events:
+            event = pilot.events.popleft()
+            if event == "mark" and logbook is not None:
+                logbook.mark()
+            elif event != "mark":
+                said.append(event)
+                return event
+        success, failure = cell.verdict()
+        return "success" if success else failure
 
     if logbook is not None:
-        logbook.begin(told, {"seed": seed, "robot": robot.spec.name, "mode": controller.mode}, ("deploy",))
-    title = f"{told!r} on {robot.spec.name} ({number + 1} of {episodes})"
+        logbook.begin(told, {"seed": seed, "robot": cell.robot.spec.name, "mode": controller.mode}, ("deploy",))
+    title = f"{told!r} on {cell.robot.spec.name} ({place[0] + 1} of {place[1]})"
     try:
         with LiveView(controller, title):
             outcome = controller.run(told, seconds=limit, done=done, seed=seed)
     except BaseException:
         if logbook is not None:
-            logbook.end(None)
+            logbook.end(None, ("interrupted",))
         raise
-    success: bool | None = None
-    failure = ""
-    if done is not None:
-        status = robot.status
-        success = bool(status["success"])
-        failure = "" if success else (status["failure"] or "out of time")
-    if logbook is not None:
+    word = said[-1] if said else ""
+    success, failure = cell.verdict()
+    if success is None:
+        success = {"success": True, "failure": False}.get(word)
+    failure = "" if success is not False else (failure or ("a person said so" if word else "out of time"))
+    if logbook is not None and word == "discard":
+        logbook.discard()
+    elif logbook is not None:
         logbook.end(success)
-    return _row(outcome, told, seed, success, failure)
-
-
-def _row(outcome: Outcome, told: str, seed: int, success: bool | None, failure: str) -> dict[str, Any]:
-    """What is written about a run."""
-    telemetry = outcome.telemetry
-    return {
-        "instruction": told,
-        "seed": seed,
-        "success": success,
-        "failure": failure,
-        "ending": outcome.ending,
-        "why": outcome.why,
-        "seconds": round(outcome.seconds, 3),
-        **telemetry.summary(),
-        "interventions": [asdict(entry) for entry in outcome.interventions],
-        "samples": telemetry.samples(),
-    }
-
-
-def _write(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    policy: str,
-    remote: RemotePolicy,
-    executor: ChunkExecutor,
-    timing: Timing,
-    delay_ms: float,
-    mode: str,
-) -> None:
-    """The figures of all runs so far, in one file that is whole at any moment."""
-    judged = [row for row in rows if row["success"] is not None]
-    summary = {
-        "policy": policy,
-        "identity": dict(remote.identity),
-        "embodiment": remote.embodiment.name,
-        "executor": type(executor).__name__,
-        "control_hz": timing.control_hz,
-        "delay_ms": delay_ms,
-        "mode": mode,
-        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "total": rate(sum(bool(row["success"]) for row in judged), len(judged)) if judged else None,
-        "runs": rows,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".summary.json.partial"
-    temporary.write_text(json.dumps(summary) + "\n")
-    temporary.replace(folder / "summary.json")
-
-
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = [
-        (
-            row["instruction"][:44],
-            "" if row["success"] is None else ("success" if row["success"] else row["failure"]),
-            row["ending"],
-            f"{row['seconds']:.1f} s",
-            f"{row['rate_hz']:.1f} Hz",
-            f"{row['period_error_ms'].get('p99', 0):.2f} ms",
-            f"{row['inference_ms'].get('p50', 0):.0f} ms",
-            str(row["starved_ticks"]),
-            str(len(row["interventions"])),
-        )
-        for row in rows[-12:]
-    ]
-    columns = [
-        "instruction",
-        "task",
-        "ending",
-        "time",
-        "rate",
-        "period error p99",
-        "inference",
-        "starved",
-        "interventions",
-    ]
-    table(f"{len(rows)} runs" if len(rows) > 1 else "run", columns, shown)
-    judged = [row for row in rows if row["success"] is not None]
-    if judged:
-        found = rate(sum(bool(row["success"]) for row in judged), len(judged))
-        low, high = found["ci95"]
-        spent = human_time(sum(row["seconds"] for row in judged))
-        print(
-            f"success {found['success']}/{found['episodes']} = {100 * found['success_rate']:.0f} % "
-            f"[{100 * low:.0f}, {100 * high:.0f}] in {spent}"
-        )
+    return {**run_row(outcome, told, seed, success, failure), "said": word}
 
 
 def _enter_pressed() -> bool:

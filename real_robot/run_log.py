@@ -16,7 +16,7 @@ from ..datasets.store import EpisodeStore
 from ..datasets.writer import EpisodeWriter
 from ..errors import BrachiumError, SpecMismatchError
 from ..spec import EmbodimentSpec, FeatureSpec
-from .controller import Step
+from .controller import HUMAN, Step
 from .spec import RobotSpec
 from .telemetry import SOURCES
 
@@ -25,14 +25,16 @@ WAITING = 500
 
 
 def log_schema(embodiment: EmbodimentSpec, robot: RobotSpec) -> StoreSchema:
-    """What a run's steps hold: the embodiment's fields, the axes as commanded and measured, and who moved the robot."""
+    """What a run's steps hold: the embodiment's fields, the axes as commanded and measured, who moved the robot, and in
+    which part of the task, counted by a person's marks."""
     axes = robot.axes
     pair = (
         FeatureSpec(name=name, shape=axes.shape, dtype="float64", names=axes.names, units=axes.units)
         for name in ("commanded", "measured")
     )
     source = FeatureSpec(name="source", shape=(1,), dtype="uint8", names=("|".join(SOURCES),))
-    return StoreSchema(embodiment=embodiment, extras=(*pair, source))
+    subtask = FeatureSpec(name="subtask", shape=(1,), dtype="int32")
+    return StoreSchema(embodiment=embodiment, extras=(*pair, source, subtask))
 
 
 class RunLog:
@@ -60,7 +62,8 @@ class RunLog:
         self.path = path
         self._writer = EpisodeWriter(store, source=source)
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(WAITING)
-        self.lost, self.failed, self.written = 0, "", 0
+        self.lost, self.failed, self.written, self.steps = 0, "", 0, 0
+        self._subtask, self._by_hand = 0, 0
         self._first: float | None = None
         self._thread = threading.Thread(target=self._work, name="run log", daemon=True)
         self._thread.start()
@@ -69,18 +72,27 @@ class RunLog:
 
     def begin(self, instruction: str, meta: Mapping[str, Any], tags: Sequence[str] = ()) -> None:
         """Begin an episode."""
+        self._subtask = self._by_hand = self.steps = 0
         self._queue.put(("begin", (instruction, dict(meta), tuple(tags))))
 
     def step(self, step: Step) -> None:
         """One step; never waits."""
+        self.steps += 1
+        self._by_hand += step.source == HUMAN
         try:
-            self._queue.put_nowait(("step", step))
+            self._queue.put_nowait(("step", (step, self._subtask)))
         except queue.Full:
             self.lost += 1
 
+    def mark(self) -> int:
+        """A part of the task is over; the number of the next."""
+        self._subtask += 1
+        return self._subtask
+
     def end(self, success: bool | None, tags: Sequence[str] = ()) -> None:
-        """End the episode; one without steps is forgotten."""
-        self._queue.put(("end", (success, tuple(tags))))
+        """End the episode; one without steps is forgotten. One that a person took part in says so (DAgger)."""
+        helped = ("corrected",) if 0 < self._by_hand < self.steps else ()
+        self._queue.put(("end", (success, (*tags, *helped))))
 
     def discard(self) -> None:
         """Forget the episode."""
@@ -122,17 +134,17 @@ class RunLog:
                     self._writer.begin(instruction, tags=tags, meta=meta)
                     steps, self._first = 0, None
                 elif kind == "step":
-                    self._write(value)
+                    self._write(*value)
                     steps += 1
                 elif kind == "end" and steps:
-                    self._writer.end(value[0])
+                    self._writer.end(*value)
                     self.written += 1
                 else:
                     self._writer.discard()
             except (BrachiumError, OSError) as error:  # a full disk ends the log, not the robot's run
                 self.failed = str(error)
 
-    def _write(self, step: Step) -> None:
+    def _write(self, step: Step, subtask: int) -> None:
         seen = step.observation
         self._first = seen.timestamp if self._first is None else self._first
         self._writer.step(
@@ -144,5 +156,6 @@ class RunLog:
                 "commanded": step.command,
                 "measured": step.measured,
                 "source": np.array([step.source], np.uint8),
+                "subtask": np.array([subtask], np.int32),
             },
         )
