@@ -231,6 +231,8 @@ class ProcessRobot(Robot):
                 why = "its process ended"
                 break
             with self._news:
+                if self._connection is not connection:
+                    return  # disconnected, perhaps connected anew: this child is no news any more
                 if message["type"] == "lost":
                     why = message["why"]
                 else:
@@ -244,13 +246,15 @@ class ProcessRobot(Robot):
                         fault=message["fault"],
                     )
                 self._news.notify_all()
-        process = self._process
-        if process is not None and why != "its process ended" and process.is_alive() and self._connection is connection:
-            process.join(0.5)
-            process.kill()  # packages have been seen to go on by themselves after a lost link
         with self._news:
+            if self._connection is not connection:
+                return
             self._lost = why
             self._news.notify_all()
+            process = self._process
+        if process is not None and process.is_alive():
+            process.join(0.5)
+            process.kill()  # packages have been seen to go on by themselves after a lost link
 
 
 def _child(

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+from serving import HORIZON, SPEC, FormulaPolicy, OpenpiClient, connect, openpi_pack, served
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from brachium.errors import ConfigError, ServerError, SpecMismatchError, WireError
@@ -23,8 +24,6 @@ from brachium.policies.request import OURS, RequestFormat, Wish
 from brachium.policies.server import PolicyServer
 from brachium.policies.wire import decode, encode
 from brachium.spec import EmbodimentSpec, Guidance, Observation
-
-from .serving import HORIZON, SPEC, FormulaPolicy, OpenpiClient, connect, openpi_pack, served
 
 TOKEN = "a token of more than sixteen characters"
 

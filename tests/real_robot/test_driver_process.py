@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from memory_link import MemoryLink
 
 from brachium.errors import RobotError
 from brachium.real_robot.cameras import OpenCVCamera, camera_specs, fitted
@@ -16,10 +17,6 @@ from brachium.real_robot.driver_process import ProcessRobot
 from brachium.real_robot.safety.guard import SafetyGuard
 from brachium.real_robot.spec import RobotSpec
 from brachium.spec import FeatureSpec
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # children must find it by the same name
-
-from memory_link import MemoryLink
 
 WATCHDOG_S = 0.5
 
@@ -186,7 +183,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_controller_that_is_killed_or_frozen_stops_the_robot(tmp_path, how):
     (tmp_path / "parent.py").write_text(PARENT)
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}
+    here = os.path.dirname(os.path.abspath(__file__))
+    support = os.path.join(os.path.dirname(here), "support")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, support])}
     words = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
     parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     try:
