@@ -118,6 +118,11 @@ class Twin:
         self._epoch, self._spoken = 0, itertools.count()
         self._reset(0, None)
 
+    @property
+    def address(self) -> Any:
+        """Where it listens: (host, port), or a path."""
+        return self._listener.address
+
     # -- the world -----------------------------------------------------------------------------------------------------
 
     def _reset(self, seed: int, options: dict[str, Any] | None) -> None:

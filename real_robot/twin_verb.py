@@ -26,7 +26,7 @@ def twin(
 
     Args:
         env: Makes the table-top environment whose robot this is.
-        host, port: Where it listens; only this machine can reach it.
+        host, port: Where it listens, 0 for any free port; only this machine can reach it.
         watchdog_s: It holds when no command came for so long [s].
         camera_hz: Rate of camera frames [Hz].
         seed: Of the scene and the faults.
@@ -44,6 +44,6 @@ def twin(
         raise RobotError(f"cannot listen on {host}:{port}: {error.strerror or error}. Type: port=9001") from error
     if KEY_VARIABLE not in os.environ:
         log(f"a twin's key, for who controls it: export {KEY_VARIABLE}={key}")
-    print(f"ready {host}:{port}", flush=True)
+    print(f"ready {host}:{made.address[1]}", flush=True)
     made.run()
     return 0
