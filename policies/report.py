@@ -6,11 +6,11 @@ import base64
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..console import human_time
+from .page import write_html
 from .report_data import Run, by_thing, failing, grouped, read_run, wording
 from .report_plots import legend_items, steps_plot, success_plot, training_plots
 from .report_words import SPLIT_NAMES, interval, label, percent, summary_paragraphs
@@ -36,19 +36,10 @@ def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, A
     Raises:
         NotFoundError: `folder` holds no evaluation.
     """
-    from jinja2 import Environment, StrictUndefined
-
     folder = Path(folder)
     run = read_run(folder, Path(checkpoint) if checkpoint else None, extra)
-    source = files(__package__).joinpath("assets/report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "interval": interval, "label": label}
-    text = environment.from_string(source).render(_content(run, checkpoint))
-    path = folder / "report.html"
-    temporary = path.with_name(".report.html.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    filters = {"percent": percent, "interval": interval, "label": label}
+    return write_html(folder / "report.html", __package__, "report.html.jinja", _content(run, checkpoint), filters)
 
 
 def _content(run: Run, checkpoint: Path | None) -> dict[str, Any]:

@@ -195,6 +195,11 @@ def body_of(robot: object, spec: RobotSpec, embodiment: EmbodimentSpec) -> Body:
             )
     arm = getattr(robot, "body", None)
     if isinstance(arm, SimEmbodiment):
-        embodiment.require_same(arm.spec, "the policy", f"robot {spec.name!r}")
+        try:
+            embodiment.require_same(arm.spec, "the policy", f"robot {spec.name!r}")
+        except SpecMismatchError as error:
+            raise SpecMismatchError(
+                f"{error}\nFor a simulated robot, type: embodiment@robot.env.embodiment={embodiment.name}"
+            ) from error
         return ArmBody(arm)
     return JointBody(embodiment, spec)

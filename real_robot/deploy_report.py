@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import NotFoundError
+from ..policies.page import write_html
 from ..policies.report_plots import PANEL, SERIES, new_figure, page_svg
 from .preflight import Check
 
@@ -28,20 +28,11 @@ def write_report(folder: Path, checks: Sequence[Check] = ()) -> Path:
     Raises:
         NotFoundError: There is no deployment in `folder`.
     """
-    from jinja2 import Environment, StrictUndefined
-
     path = folder / "summary.json"
     if not path.exists():
         raise NotFoundError(f"no deployment in {folder}: expected {path}")
-    summary = json.loads(path.read_text())
-    source = files(__package__).joinpath("assets/deploy.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(source).render(_content(summary, checks))
-    target = folder / "report.html"
-    temporary = target.with_name(".report.html.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
-    return target
+    content = _content(json.loads(path.read_text()), checks)
+    return write_html(folder / "report.html", __package__, "deploy.html.jinja", content)
 
 
 def _content(summary: Mapping[str, Any], checks: Sequence[Check]) -> dict[str, Any]:

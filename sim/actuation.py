@@ -90,12 +90,13 @@ class EndEffectorDelta:
         return EndEffectorDeltaDriver(self, robot)
 
 
-class EndEffectorDeltaDriver:
-    """Keeps the commanded pose of one world and solves inverse kinematics for it."""
+class _ToolDriver:
+    """Keeps the commanded tool pose of one world and solves inverse kinematics for it."""
 
-    def __init__(self, mode: EndEffectorDelta, robot: RobotModel) -> None:
-        self.mode, self.robot = mode, robot
+    def __init__(self, mode: EndEffectorDelta | EndEffectorPose, robot: RobotModel) -> None:
+        self.robot = robot
         self.kinematics = ArmKinematics(robot)
+        self._low, self._high, self._leash, self._max_step = mode.low, mode.high, mode.leash, mode.max_step
         self.reset(np.asarray(robot.home))
 
     def reset(self, joints: np.ndarray) -> None:
@@ -103,36 +104,50 @@ class EndEffectorDeltaDriver:
         self._joints = np.array(joints, float)
         self.position, self.quat = self.kinematics.pose(self._joints)
 
+    def _towards(self, position: np.ndarray, quat: np.ndarray, gripper: float, joints: np.ndarray) -> np.ndarray:
+        """Actuator targets for a pose, which is pulled back to within the leash of the measured tool."""
+        measured, _ = self.kinematics.pose(joints)
+        ahead = np.clip(position - measured, -self._leash, self._leash)
+        self.position, self.quat = np.clip(measured + ahead, self._low, self._high), quat
+        self._joints = self.kinematics.solve(self.position, self.quat, self._joints)
+        return np.append(self._joints, np.clip(gripper, 0.0, 1.0) * self.robot.gripper_stroke)
+
+    def _step(self, position: np.ndarray) -> np.ndarray:
+        """The way to a position as far as one step goes; a straight line is kept."""
+        step = np.asarray(position, float) - self.position
+        longest = float(np.abs(step).max())
+        return step * (self._max_step / longest) if longest > self._max_step else step
+
+
+class EndEffectorDeltaDriver(_ToolDriver):
+    """Poses that are changed by actions."""
+
+    def __init__(self, mode: EndEffectorDelta, robot: RobotModel) -> None:
+        super().__init__(mode, robot)
+        self.mode = mode
+
     def command(self, action: np.ndarray, joints: np.ndarray) -> np.ndarray:
         """Move the commanded pose by the action and return actuator targets."""
         mode = self.mode
         action = _checked(action, 7)
-        measured, _ = self.kinematics.pose(joints)
         step = np.clip(action[:3], -mode.max_step, mode.max_step)
-        ahead = np.clip(self.position + step - measured, -mode.leash, mode.leash)
-        self.position = np.clip(measured + ahead, mode.low, mode.high)
         turn = np.clip(action[3:6], -mode.max_turn, mode.max_turn)
+        quat = self.quat
         if np.any(np.abs(turn) > 1e-9):
-            rotation, angle = np.zeros(4), float(np.linalg.norm(turn))
+            rotation, turned, angle = np.zeros(4), np.zeros(4), float(np.linalg.norm(turn))
             mujoco.mju_axisAngle2Quat(rotation, turn / angle, angle)
-            quat = np.zeros(4)
-            mujoco.mju_mulQuat(quat, rotation, self.quat)
-            self.quat = quat / np.linalg.norm(quat)
-        self._joints = self.kinematics.solve(self.position, self.quat, self._joints)
-        return np.append(self._joints, np.clip(action[6], 0.0, 1.0) * self.robot.gripper_stroke)
+            mujoco.mju_mulQuat(turned, rotation, quat)
+            quat = turned / np.linalg.norm(turned)
+        return self._towards(self.position + step, quat, action[6], joints)
 
     def encode(self, position: np.ndarray, quat: np.ndarray, gripper: float) -> np.ndarray:
         """The action towards a pose; a straight line is kept when the position step is longer than allowed."""
-        step = np.asarray(position, float) - self.position
-        longest = float(np.abs(step).max())
-        if longest > self.mode.max_step:
-            step *= self.mode.max_step / longest
         inverse, difference, needed = np.zeros(4), np.zeros(4), np.zeros(3)
         mujoco.mju_negQuat(inverse, self.quat)
         mujoco.mju_mulQuat(difference, np.asarray(quat, float), inverse)
         mujoco.mju_quat2Vel(needed, difference, 1.0)
         turn = np.clip(needed, -self.mode.max_turn, self.mode.max_turn)
-        return np.concatenate([step, turn, [float(gripper)]]).astype(np.float32)
+        return np.concatenate([self._step(position), turn, [float(gripper)]]).astype(np.float32)
 
 
 class EndEffectorPose:
@@ -183,39 +198,20 @@ class EndEffectorPose:
         return EndEffectorPoseDriver(self, robot)
 
 
-class EndEffectorPoseDriver:
-    """Keeps the commanded pose of one world and solves inverse kinematics for it."""
-
-    def __init__(self, mode: EndEffectorPose, robot: RobotModel) -> None:
-        self.mode, self.robot = mode, robot
-        self.kinematics = ArmKinematics(robot)
-        self.reset(np.asarray(robot.home))
-
-    def reset(self, joints: np.ndarray) -> None:
-        """Start from joint angles [rad]."""
-        self._joints = np.array(joints, float)
-        self.position, self.quat = self.kinematics.pose(self._joints)
+class EndEffectorPoseDriver(_ToolDriver):
+    """Poses that actions name."""
 
     def command(self, action: np.ndarray, joints: np.ndarray) -> np.ndarray:
-        """Actuator targets for a pose, which is pulled back to within `leash` of the measured tool."""
-        mode, action = self.mode, _checked(action, 10)
-        measured, _ = self.kinematics.pose(joints)
-        ahead = np.clip(action[:3] - measured, -mode.leash, mode.leash)
-        self.position = np.clip(measured + ahead, mode.low, mode.high)
-        self.quat = quat_from_rot6d(action[3:9], self.quat)
-        self._joints = self.kinematics.solve(self.position, self.quat, self._joints)
-        return np.append(self._joints, np.clip(action[9], 0.0, 1.0) * self.robot.gripper_stroke)
+        """Actuator targets for a pose."""
+        action = _checked(action, 10)
+        return self._towards(action[:3], quat_from_rot6d(action[3:9], self.quat), action[9], joints)
 
     def encode(self, position: np.ndarray, quat: np.ndarray, gripper: float) -> np.ndarray:
         """The pose at most `max_step` from the commanded one on the straight line to a target."""
-        step = np.asarray(position, float) - self.position
-        longest = float(np.abs(step).max())
-        if longest > self.mode.max_step:
-            step *= self.mode.max_step / longest
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, np.asarray(quat, float))
         columns = matrix.reshape(3, 3)
-        there = np.clip(self.position + step, self.mode.low, self.mode.high)
+        there = np.clip(self.position + self._step(position), self._low, self._high)
         return np.concatenate([there, columns[:, 0], columns[:, 1], [float(gripper)]]).astype(np.float32)
 
 
