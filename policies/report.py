@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, A
     """
     folder = Path(folder)
     run = read_run(folder, Path(checkpoint) if checkpoint else None, extra)
-    filters = {"percent": percent, "interval": interval, "label": label}
+    filters: dict[str, Callable[..., Any]] = {"percent": percent, "interval": interval, "label": label}
     return write_html(folder / "report.html", __package__, "report.html.jinja", _content(run, checkpoint), filters)
 
 

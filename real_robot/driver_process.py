@@ -215,7 +215,9 @@ class ProcessRobot(Robot):
             with self._sending:
                 connection.send_bytes(encode(message))
         except (OSError, ValueError) as error:
-            raise RobotError(f"robot {self.spec.name!r}: the link is lost: {error}") from error
+            with self._news:
+                self._news.wait_for(lambda: bool(self._lost), 0.1)  # the child's last word says more than a broken pipe
+            raise RobotError(f"robot {self.spec.name!r}: the link is lost: {self._lost or error}") from error
 
     def _listen(self, connection: Connection) -> None:
         why = ""
@@ -276,7 +278,8 @@ def _child(
         os.dup2(output, stream)
     speaker = _Speaker(connection)
     try:
-        _Worker(connection, speaker, cameras, watchdog_s, dof).run(make, 1.0 / rate_hz)
+        worker = _Worker(connection, speaker, cameras, watchdog_s, dof)  # holds the link: never taken down, see below
+        worker.run(make, 1.0 / rate_hz)
     except RobotError as error:
         speaker.last(str(error))
         os._exit(1)  # no destructors: on a lost link they wait, abort, or connect again
@@ -332,11 +335,12 @@ class _Worker:
         self._watchdog_s, self._dof = watchdog_s, dof
         self._cameras = CameraSet(cameras)
         self._fault, self._heard, self._engaged = "", 0.0, False
+        self._link: Link | None = None
 
     def run(self, make: Callable[[], Link], period: float) -> None:
         """Until told to close, or the link is lost."""
         self._cameras.open()
-        link = make()
+        self._link = link = make()
         link.open()
         deadline = time.monotonic()
         while True:

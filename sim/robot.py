@@ -24,7 +24,8 @@ class RobotModel:
         file: MJCF file; a bare name is looked up in the package's assets.
         joints: Arm joints from base to hand.
         gripper: Name of the gripper's actuator.
-        gripper_joint: Joint that shows how far the gripper is open.
+        gripper_joint: Joint that shows how far the gripper is open; empty for an arm without one, which is good for
+            checking zones and not for simulating.
         gripper_stroke: Joint and actuator value of the fully open gripper [m].
         site: Tool centre point.
         home: Arm joint angles at the start of an episode [rad].

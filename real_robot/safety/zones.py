@@ -131,7 +131,9 @@ class ModelCheck:
         self._allowed |= {(a, b) for a in count for b in count if (bodies[a], bodies[b]) in near}
 
     def _finger_addresses(self) -> np.ndarray:
-        """Joints that move with the gripper: the named one, and those an equality ties to it."""
+        """Joints that move with the gripper: the named one, if any, and those an equality ties to it."""
+        if not self.robot.gripper_joint:
+            return np.zeros(0, int)
         model, found = self.model, [self.model.joint(self.robot.gripper_joint).id]
         for k in range(model.neq):
             if model.eq_type[k] == mujoco.mjtEq.mjEQ_JOINT and found[0] in (model.eq_obj1id[k], model.eq_obj2id[k]):
