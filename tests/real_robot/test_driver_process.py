@@ -19,7 +19,7 @@ from brachium.spec import FeatureSpec
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # children must find it by the same name
 
-from memory_link import MemoryLink  # noqa: E402
+from memory_link import MemoryLink
 
 WATCHDOG_S = 0.5
 
