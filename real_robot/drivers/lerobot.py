@@ -7,6 +7,7 @@ LeRobot's own SO-101 on Feetech's SDK and a stand-in for its servo bus; no hardw
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ...spec import FeatureSpec
 from ..driver_process import ProcessRobot
 from ..spec import RobotSpec
 from .lerobot_link import CameraMap, LeRobotLink
-from .lerobot_units import AxisMap, LeRobotAxis
+from .lerobot_units import AxisMap
 
 START_S = 90.0
 """LeRobot's import takes 3 to 13 s, and each camera warms up for a second or more."""
@@ -61,7 +62,7 @@ class LeRobot(ProcessRobot):
         if not kind:
             raise RobotError("expected config with LeRobot's type, as {type: so101_follower, port: ...}, got none")
         self.axes = AxisMap(axes)
-        views = {name: CameraMap.build(name, given) for name, given in (cameras or {}).items()}
+        self.views = {name: CameraMap.build(name, given) for name, given in (cameras or {}).items()}
         spec = RobotSpec(
             name=str(kind),
             axes=self.axes.feature(),
@@ -70,16 +71,19 @@ class LeRobot(ProcessRobot):
             jerk=self.axes.limits("jerk"),
             command_hz=rate_hz,
             state_hz=rate_hz,
-            cameras=tuple(FeatureSpec(name=name, shape=view.shape, dtype="uint8") for name, view in views.items()),
+            cameras=tuple(FeatureSpec(name=name, shape=view.shape, dtype="uint8") for name, view in self.views.items()),
             camera_hz=camera_hz,
             watchdog_s=watchdog_s,
         )
         link = functools.partial(
-            LeRobotLink, dict(config), self.axes, views, failures=failures, packages=tuple(packages)
+            LeRobotLink, dict(config), self.axes, self.views, failures=failures, packages=tuple(packages)
         )
         super().__init__(spec, link, rate_hz=rate_hz, start_s=start_s)
 
-    @property
-    def lerobot_axes(self) -> tuple[LeRobotAxis, ...]:
-        """What LeRobot's keys mean, for policies that run inside LeRobot."""
-        return self.axes.axes
+    def inside_lerobot(self) -> dict[str, Any]:
+        """What LeRobot's keys and cameras mean, for policies that run inside LeRobot: plain values."""
+        return {
+            "axes": [dataclasses.asdict(axis) for axis in self.axes.axes],
+            "camera_keys": {name: view.key for name, view in self.views.items()},
+            "fit": {name: "crop" if view.crop else "squeeze" for name, view in self.views.items()},
+        }

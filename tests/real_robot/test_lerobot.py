@@ -361,6 +361,15 @@ def driver(plugin, folder, **options):
     )
 
 
+def settle(robot, sent, atol):
+    """Wait until the robot says that it is where it was last sent, by its journal: (k, j) positions."""
+    end = time.monotonic() + 5.0
+    while np.abs(sent()[-1] - robot.read().position).max() > atol and time.monotonic() < end:
+        time.sleep(0.05)
+    np.testing.assert_allclose(sent()[-1], robot.read().position, atol=atol)
+    return sent()
+
+
 def is_gone(child):
     try:
         os.kill(child, 0)
@@ -379,16 +388,19 @@ def test_a_run_within_the_limits_and_another_whose_bus_is_lost(plugin, tmp_path)
         np.testing.assert_allclose(robot.read().position, start, atol=1e-6)
         outcome = run(robot, [0.3, -0.2, 0.2], 1.5)
         assert outcome.ending == "time", outcome.why
-        sent = np.array([line[2:] for line in journal(tmp_path, "send")], float) * [np.pi / 180, np.pi / 180, 0.01]
+
+        def commands():
+            return np.array([line[2:] for line in journal(tmp_path, "send")], float) * [np.pi / 180, np.pi / 180, 0.01]
+
+        sent = settle(robot, commands, 1e-3)
         moments = np.array([line[0] for line in journal(tmp_path, "send")], float)
         limits = robot.spec.limits
         assert len(sent) > 10
         assert np.abs(sent[-1] - start).max() > 0.1
         assert (sent >= limits.low - 1e-6).all()
         assert (sent <= limits.high + 1e-6).all()
-        ticks = np.maximum(1, np.ceil(np.diff(moments) * HZ))[:, None]
-        assert (np.abs(np.diff(sent, axis=0)) <= limits.velocity * (ticks + 1) / HZ).all()
-        np.testing.assert_allclose(sent[-1], robot.read().position, atol=1e-3)
+        between = np.diff(moments)[:, None] + 4 / HZ  # some come late, and the next in time
+        assert (np.abs(np.diff(sent, axis=0)) <= limits.velocity * between).all()
 
         outcome = run(robot, [0.3, -0.2, 0.2], 20.0, between=lambda: (tmp_path / "trouble").write_text("bus"))
         assert outcome.ending == "robot", outcome.why
@@ -430,7 +442,7 @@ RANGES = [(700, 3400), (800, 3200), (900, 3100), (900, 3200), (0, 4095), (2000, 
 @pytest.fixture
 def bus(tmp_path):
     """Path of the terminal, with a calibration file that fits."""
-    names = [axis.name for axis in load("robot/so101").lerobot_axes]
+    names = load("robot/so101").axes.names
     calibration = {
         name: {"id": k + 1, "drive_mode": 0, "homing_offset": 0, "range_min": low, "range_max": high}
         for k, (name, (low, high)) in enumerate(zip(names, RANGES))
@@ -444,8 +456,7 @@ def bus(tmp_path):
 
 
 def so101_axes():
-    axes = load("robot/so101").lerobot_axes
-    return [{key: getattr(one, key) for key in one.__dataclass_fields__} for one in axes]
+    return load("robot/so101").inside_lerobot()["axes"]
 
 
 @needs_feetech
@@ -458,15 +469,19 @@ def test_lerobots_so101_moves_its_servos_within_the_limits(bus, tmp_path):
         np.testing.assert_allclose(robot.read().position, [0, 0, 0, 0, 0, 0.5], atol=2e-3)
         outcome = run(robot, [0.3, -0.2, 0.2, 0.1, 0.5, 0.2], 1.5)
         assert outcome.ending == "time", outcome.why
-        goals = np.array([line[2:] for line in journal(tmp_path, "goal")], float)
         middle, span = np.mean(RANGES, axis=1), np.diff(RANGES, axis=1)[:, 0]
-        sent = (goals - middle) * 2 * np.pi / 4095
-        sent[:, 5] = (goals[:, 5] - RANGES[5][0]) / span[5]
+
+        def commands():
+            goals = np.array([line[2:] for line in journal(tmp_path, "goal")], float)
+            sent = (goals - middle) * 2 * np.pi / 4095
+            sent[:, 5] = (goals[:, 5] - RANGES[5][0]) / span[5]
+            return sent
+
+        sent = settle(robot, commands, 0.01)
         assert len(sent) > 10
         assert (sent >= robot.spec.limits.low).all()
         assert (sent <= robot.spec.limits.high).all()
-        assert np.abs(np.diff(sent, axis=0)).max() < 3 * 3.0 / HZ
-        np.testing.assert_allclose(sent[-1], robot.read().position, atol=0.03)
+        assert np.abs(np.diff(sent, axis=0)).max() < 5 * 3.0 / HZ
         assert np.abs(sent[-1] - [0, 0, 0, 0, 0, 0.5])[4] > 0.2
 
         outcome = run(robot, [0.3, -0.2, 0.2, 0.1, 0.5, 0.0], 20.0, between=lambda: (tmp_path / "mute").touch())

@@ -92,7 +92,7 @@ class Fakearm(Robot):
     @check_if_already_connected
     def connect(self, calibrate=True):
         self.connected = True
-        if calibrate:
+        if calibrate and not self.is_calibrated:
             self.calibrate()
         self.note("connect")
 
