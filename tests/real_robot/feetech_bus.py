@@ -103,5 +103,6 @@ class Bus:
 if __name__ == "__main__":
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
+    bus = Bus(sys.argv[1], ours)
     print(os.ttyname(theirs), flush=True)
-    Bus(sys.argv[1], ours).serve()
+    bus.serve()

@@ -459,12 +459,23 @@ def so101_axes():
     return load("robot/so101").inside_lerobot()["axes"]
 
 
+def patiently(connect):
+    """LeRobot gives a servo 50 ms to answer, which is little for a stand-in on a busy machine: once more, then."""
+    for _ in range(8):
+        try:
+            return connect()
+        except RobotError as error:
+            if "camera" in str(error).lower():
+                raise
+    return connect()
+
+
 @needs_feetech
 @pytest.mark.slow
 def test_lerobots_so101_moves_its_servos_within_the_limits(bus, tmp_path):
     config = {"type": "so101_follower", "port": bus, "id": "mine", "calibration_dir": str(tmp_path)}
     robot = LeRobot(config=config, axes=so101_axes(), rate_hz=50.0, watchdog_s=1.0)
-    robot.connect()
+    patiently(robot.connect)
     try:
         np.testing.assert_allclose(robot.read().position, [0, 0, 0, 0, 0, 0.5], atol=2e-3)
         outcome = run(robot, [0.3, -0.2, 0.2, 0.1, 0.5, 0.2], 1.5)
@@ -513,7 +524,7 @@ def test_a_camera_of_lerobot_is_found_and_one_that_is_not_there_is_said(bus, tmp
     view = CameraMap.build("front", {"height": 16, "width": 16})
     link = LeRobotLink({**config, "cameras": {"front": camera}}, AxisMap(so101_axes()), {"front": view})
     with pytest.raises(RobotError, match=r"so101_follower: .*OpenCVCamera.*none"):
-        link.open()
+        patiently(link.open)
     link.robot.bus.disconnect(False)
     with pytest.raises(RobotError, match=r"does not fit.*opencb"):
         LeRobotLink({**config, "cameras": {"front": {**camera, "type": "opencb"}}}, AxisMap(so101_axes()), {}).open()
