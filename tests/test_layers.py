@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
 TOP = {"__main__", "cli", "demo", "doctor", "catalog", "verify"}
 LAYERS |= {part: set(LAYERS) | TOP for part in TOP}
 # The package's own __init__ resolves public names lazily and by string; what it imports under TYPE_CHECKING is free.
-IGNORED = {"tests", "benchmarks", "examples", "docs", "outputs", "build", "dist", "scripts"}
+IGNORED = {"tests", "benchmarks", "examples", "docs", "outputs", "build", "dist", "scripts", "integrations"}
 LAZY_ONLY = {"lerobot"}  # its import costs seconds, so only inside functions of adapter files
 
 

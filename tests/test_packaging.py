@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-NOT_SHIPPED = {"tests", "benchmarks", "examples", "docs", "outputs", "scripts", "build", "dist"}
+NOT_SHIPPED = {"tests", "benchmarks", "examples", "docs", "outputs", "scripts", "build", "dist", "integrations"}
 IGNORE = shutil.ignore_patterns(".*", *NOT_SHIPPED, "__pycache__", "*.egg-info")
 
 

@@ -16,6 +16,7 @@ from ...spec import EmbodimentSpec, Observation
 from ..checkpoint import load_checkpoint, make_golden, save_checkpoint
 from ..tokenizer import load_tokenizer
 from .lerobot import read_config, read_lerobot, write_lerobot
+from .lerobot_plugin import KIND, write_plugin
 
 GOLDEN_INPUTS = 4
 
@@ -78,19 +79,41 @@ def import_policy(
     return 0
 
 
-def export_policy(*, checkpoint: str, kind: str, out: str, options: Mapping[str, Any] | None = None) -> int:
-    """A checkpoint as a policy of LeRobot, where it has the parts of one.
+def export_policy(
+    *, checkpoint: str, kind: str, out: str, options: Mapping[str, Any] | None = None, robot: Any | None = None
+) -> int:
+    """A checkpoint as a policy of LeRobot: translated, where it has the parts of one, or run by a plugin.
 
     Args:
-        checkpoint: Folder of a checkpoint with one embodiment.
-        kind: ``pi0``, ``pi05``, ``pi0_fast`` or ``smolvla``.
-        out: Folder to write config.json, model.safetensors and statistics to.
-        options: More of their configuration.
+        checkpoint: Folder of a checkpoint; to be translated, with one embodiment.
+        kind: ``pi0``, ``pi05``, ``pi0_fast`` or ``smolvla``; or ``brachium``, a folder that refers to any checkpoint,
+            for LeRobot with the plugin in integrations/lerobot_policy_brachium.
+        out: Folder to write config.json, and model.safetensors and statistics or processors, to.
+        options: More of their configuration; for ``brachium``: embodiment, n_action_steps, seed, temperature,
+            batch_size, instruction, device.
+        robot: For ``brachium``: a robot of LeRobot (so101), whose YAML has units, keys and cameras; null for
+            environments.
     """
     model = load_checkpoint(checkpoint)
+    if kind == KIND:
+        folder = write_plugin(model, checkpoint, out, options or {}, _inside_lerobot(robot))
+        log(f"{folder}: for lerobot-eval --policy.path={folder}; it refers to {checkpoint}")
+        return 0
+    if robot is not None:
+        raise ConfigError(f"kind={kind}: expected no robot, which is for kind={KIND}")
     path = write_lerobot(model, out, kind, options or {})
     log(f"{path}: {kind} with {model.parameter_count() / 1e6:.2f} M weights of {checkpoint}")
     return 0
+
+
+def _inside_lerobot(robot: Any) -> dict[str, Any] | None:
+    """What a driver says of LeRobot's keys."""
+    if robot is None:
+        return None
+    if not hasattr(robot, "inside_lerobot"):
+        raise ConfigError(f"expected a robot that LeRobot drives, such as so101, got {type(robot).__name__}")
+    found: dict[str, Any] = robot.inside_lerobot()
+    return found
 
 
 def _spec(embodiment: Any) -> EmbodimentSpec | None:
