@@ -154,7 +154,7 @@ def test_the_yaml_of_the_docs(root):
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    text = (root / "docs" / "deploy.md").read_text()
+    text = (root / "docs" / "robots.md").read_text()
     robot = instantiate(OmegaConf.create(re.findall(r"my_arm.yaml -->\n```yaml\n(.*?)```", text, re.DOTALL)[0]))
     assert robot.spec.axes.names[-2:] == ("elbow_joint", "gripper")
     assert {camera.name: camera.shape for camera in robot.spec.cameras} == dict.fromkeys(
