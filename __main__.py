@@ -89,11 +89,13 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"expected a verb, got {verb!r}. {did_you_mean(verb, VERBS)}\nType: brachium --help")
     from .cli.run import run_verb
 
-    config, summary = VERBS[verb]
+    return run_verb(verb, config_of(verb, rest), rest, VERBS[verb][1])
+
+
+def config_of(verb: str, words: Sequence[str]) -> str:
+    """The primary config of a verb with these words after it."""
     starts, other = VARIANTS.get(verb, ((), ""))
-    if other and any(word.startswith(starts) for word in rest):
-        config = other
-    return run_verb(verb, config, rest, summary)
+    return other if other and any(word.startswith(starts) for word in words) else VERBS[verb][0]
 
 
 def help_text() -> str:
