@@ -16,11 +16,21 @@ from ..spec import Guidance, Observation
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One observation to be answered, and the draws it is answered with."""
+    """One observation to be answered.
+
+    Attributes:
+        observation: What was seen.
+        noise: Draws (h, n) that the chunk is made from.
+        guidance: Plan to agree with.
+        lane: Number of the client.
+        seed: The client begins an episode.
+    """
 
     observation: Observation
     noise: np.ndarray
     guidance: Guidance | None = None
+    lane: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,10 @@ class ChunkExecutor:
         """Start an episode in a lane."""
         self._lanes[lane] = _Lane(np.random.default_rng([seed, 0xAC7]))
 
+    def forget(self, lane: int) -> None:
+        """A lane is over."""
+        self._lanes.pop(lane, None)
+
     def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
         """Actions float32 (n, a)."""
         missing = [lane for lane in lanes if lane not in self._lanes]

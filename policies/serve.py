@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..console import log
 from ..errors import CheckpointError, ConfigError
 from .access import Access
+from .executor import ChunkExecutor
 from .request import RequestFormat
 from .server import PolicyServer
 
@@ -27,6 +29,7 @@ def serve(
     threads: int | None = None,
     batch: int = 16,
     queue: int = 64,
+    executor: Callable[..., ChunkExecutor] | None = None,
 ) -> int:
     """Serve a checkpoint to brachium's and openpi's clients until interrupted.
 
@@ -41,6 +44,8 @@ def serve(
         threads: CPU threads of the model; null leaves it to torch.
         batch: Most requests that are answered together.
         queue: Most requests that wait.
+        executor: Answer with single actions by an executor on the server, one lane a client; null answers with chunks,
+            which clients execute by themselves.
     """
     access.tls()  # its mistakes come before the model is loaded
     import torch
@@ -61,6 +66,7 @@ def serve(
         request_format=request_format,
         batch=batch,
         queue=queue,
+        executor=None if executor is None else executor(policy),
     )
     log(
         f"serving {checkpoint} ({policy.embodiment.name}, chunks of {policy.action_horizon}) on {where}; Ctrl-C ends it"

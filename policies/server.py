@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from ..spec import Observation
 from .access import Access
 from .base import ChunkPolicy
 from .batching import Batcher, Job
+from .executor import ChunkExecutor
 from .metrics import Metrics
 from .request import OURS, PROTOCOL, RequestFormat, Wish
 from .wire import decode, encode
@@ -42,6 +44,8 @@ PIPELINED = 4
 class _Session:
     """State of one client."""
 
+    lane: int
+    began: bool = False
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     allowance: float = 0.0
     refilled: float = field(default_factory=time.monotonic)
@@ -69,6 +73,8 @@ class PolicyServer:
         request_format: Where requests of clients other than brachium's hold images, state and prompt.
         batch: Most requests in a batch.
         queue: Most requests that wait.
+        executor: Answer with the one action of this step (1, a) instead of a chunk, by an executor that keeps a lane
+            for each client: for clients that execute whatever they are told, at the embodiment's rate.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class PolicyServer:
         request_format: RequestFormat | None = None,
         batch: int = 16,
         queue: int = 64,
+        executor: ChunkExecutor | None = None,
     ) -> None:
         if batch < 1 or queue < 1:
             raise ConfigError(f"expected batch and queue of at least 1, got {batch} and {queue}")
@@ -87,7 +94,8 @@ class PolicyServer:
         self.request_format = request_format or RequestFormat()
         self.request_format.image_keys(policy.embodiment)
         self.metrics = Metrics()
-        self._batch, self._queue = batch, queue
+        self._batch, self._queue, self._executor = batch, queue, executor
+        self._lanes = itertools.count(1)
         self._ready = False
         self._sessions: set[_Session] = set()
         self._batcher: Batcher | None = None
@@ -102,9 +110,10 @@ class PolicyServer:
                 "protocol": PROTOCOL,
                 "spec": spec.to_dict(),
                 "digest": spec.digest,
-                "action_horizon": self.policy.action_horizon,
+                "action_horizon": self.policy.action_horizon if self._executor is None else 1,
                 "noise_dim": self.policy.noise_dim,
-                "takes_guidance": self.policy.takes_guidance,
+                "takes_guidance": self.policy.takes_guidance and self._executor is None,
+                "executor": None if self._executor is None else type(self._executor).__name__,
                 "identity": self.identity,
             },
         }
@@ -116,7 +125,7 @@ class PolicyServer:
         for _ in range(runs):
             begin = time.monotonic()
             noise = rng.standard_normal((self.policy.action_horizon, self.policy.noise_dim), np.float32)
-            self._run([Job(observation=Observation.fake(spec, rng), noise=noise)])
+            self._run([Job(observation=Observation.fake(spec, rng), noise=noise, seed=0)])
             spent = time.monotonic() - begin
         return spent
 
@@ -198,7 +207,7 @@ class PolicyServer:
         if len(self._sessions) >= self.access.clients:  # several were let in at once
             await connection.close(REFUSED, "too many clients")
             return
-        session = _Session(allowance=2.0 * self.access.rate_hz)
+        session = _Session(lane=next(self._lanes), allowance=2.0 * self.access.rate_hz)
         self._sessions.add(session)
         self.metrics.clients.set(len(self._sessions))
         tasks: set[asyncio.Task[None]] = set()
@@ -223,6 +232,8 @@ class PolicyServer:
             for task in tasks:
                 task.cancel()
             self._sessions.discard(session)
+            if self._executor is not None:
+                self._executor.forget(session.lane)
             self.metrics.clients.set(len(self._sessions))
 
     async def _understand(
@@ -250,6 +261,10 @@ class PolicyServer:
             )
             if wish.guidance is not None and not policy.takes_guidance:
                 raise WireError("this policy cannot be guided: real-time chunking needs a flow-matching head")
+            if self._executor is not None and (wish.id is not None or wish.noise is not None):
+                raise WireError(
+                    "this server executes chunks itself: ask it as openpi's clients do, without id and noise"
+                )
             ours = RequestFormat() if wish.id is not None else self.request_format
             observation = ours.read(request, spec)
         except (WireError, ServerError) as error:
@@ -262,7 +277,11 @@ class PolicyServer:
         noise = wish.noise
         if noise is None:
             noise = session.rng.standard_normal((policy.action_horizon, policy.noise_dim), np.float32)
-        return wish, Job(observation=observation, noise=noise, guidance=wish.guidance)
+        seed = wish.seed
+        if seed is None and not session.began:
+            seed = int(session.rng.integers(2**31))
+        session.began = True
+        return wish, Job(observation=observation, noise=noise, guidance=wish.guidance, lane=session.lane, seed=seed)
 
     async def _answer(
         self, connection: ServerConnection, session: _Session, wish: Wish, job: Job, received: float
@@ -313,7 +332,13 @@ class PolicyServer:
     # -- the model -----------------------------------------------------------------------------------------------------
 
     def _run(self, jobs: Sequence[Job]) -> np.ndarray:
-        """Chunks (n, h, a)."""
+        """Chunks (n, h, a), or with an executor single actions (n, 1, a)."""
+        if self._executor is not None:
+            for job in jobs:
+                if job.seed is not None:
+                    self._executor.reset(job.lane, job.seed)
+            acted = self._executor.act([job.observation for job in jobs], [job.lane for job in jobs])
+            return np.asarray(acted, np.float32)[:, None]
         noise = np.stack([job.noise for job in jobs])
         guidance = [job.guidance for job in jobs]
         given = guidance if any(g is not None for g in guidance) else None

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from brachium.errors import ConfigError, ServerError, SpecMismatchError, WireError
 from brachium.policies.access import Access
 from brachium.policies.connection import PolicyConnection
+from brachium.policies.executor import TemporalEnsemble
 from brachium.policies.remote import RemotePolicy
 from brachium.policies.request import OURS, RequestFormat, Wish
 from brachium.policies.server import PolicyServer
@@ -310,6 +311,39 @@ def test_seeded_draws_are_each_clients_own():
         np.testing.assert_array_equal(first[1], first[4])
         np.testing.assert_array_equal(first[3], first[5])
         assert (first[0] != first[1]).any()
+
+
+def test_an_executor_on_the_server_keeps_a_lane_for_each_client():
+    """Three clients that ask in a jumble get what three executors of their own would do."""
+
+    def make(policy):
+        return TemporalEnsemble(policy)
+
+    with served(executor=make) as (address, server):
+        clients = [OpenpiClient(address) for _ in range(3)]
+        told = clients[0].metadata[OURS]
+        assert (told["action_horizon"], told["executor"], told["takes_guidance"]) == (1, "TemporalEnsemble", False)
+        alone = make(FormulaPolicy())
+        order = [0, 1, 1, 2, 0, 2, 1, 0, 0, 2, 1, 2]
+        begun = set()
+        for k, who in enumerate(order):
+            request = plain(see(k))
+            if who not in begun:
+                begun.add(who)
+                request[OURS] = Wish(seed=100 + who).write()
+                alone.reset(who, 100 + who)
+            got = clients[who].infer(request)["actions"]
+            assert got.shape == (1, 2)
+            np.testing.assert_allclose(got[0], alone.act([see(k)], [who])[0], atol=1e-5)
+        with pytest.raises(ServerError, match="executes chunks itself"):
+            PolicyConnection(address).ask(plain(see()) | {OURS: Wish(id=1).write()}, 5.0)
+        assert len(server._executor._lanes) == 4  # and that of the warm-up
+        for client in clients:
+            client.close()
+        until = time.monotonic() + 5.0
+        while len(server._executor._lanes) > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(server._executor._lanes) == 1
 
 
 # -- who may -----------------------------------------------------------------------------------------------------------

@@ -65,16 +65,18 @@ class FormulaPolicy:
 
 
 @contextlib.contextmanager
-def served(policy=None, *, identity=None, request_format=None, batch=16, queue=64, **access):
+def served(policy=None, *, identity=None, request_format=None, batch=16, queue=64, executor=None, **access):
     """A running server; yields (address, server)."""
     access = Access(**{"port": 0, "rate_hz": 1e6, **access})
+    policy = policy or FormulaPolicy()
     server = PolicyServer(
-        policy or FormulaPolicy(),
+        policy,
         identity=identity or {"name": "formula"},
         access=access,
         request_format=request_format,
         batch=batch,
         queue=queue,
+        executor=None if executor is None else executor(policy),
     )
     ready, loop, where, failed = threading.Event(), asyncio.new_event_loop(), [], []
 
