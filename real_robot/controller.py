@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -179,6 +180,9 @@ class Controller:
         if self._lost or watch.fired:
             self.robot.halt(self._lost or watch.fired)
             ending, why = "robot", self._lost or watch.fired
+        else:
+            with contextlib.suppress(RobotError):  # who comes next finds out
+                self.robot.rest()
         return Outcome(ending, why, spent, self.telemetry, self.guard.log.entries)
 
     def _first_reading(self) -> Reading:

@@ -177,6 +177,10 @@ class ProcessRobot(Robot):
         with contextlib.suppress(RobotError):
             self._tell({"type": "halt", "why": why})
 
+    def rest(self) -> None:
+        """The robot holds, and the child's watchdog waits for the next run."""
+        self._tell({"type": "rest"})
+
     def disconnect(self) -> None:
         """Stop the robot, close the link, end the child."""
         connection, self._connection = self._connection, None
@@ -223,7 +227,7 @@ class ProcessRobot(Robot):
         why = ""
         while not why:
             try:
-                if not connection.poll(SILENT_S if self._reading is not None else self._start_s):
+                if not connection.poll(SILENT_S if self._reading is not None else self._start_s + 1.0):
                     why = "its process says nothing"
                     break
                 message = decode(connection.recv_bytes())
@@ -377,6 +381,8 @@ class _Worker:
                 position = np.array(message["position"], np.float64)
                 if position.shape == (self._dof,) and np.isfinite(position).all():
                     target, self._heard, self._engaged = position, time.monotonic(), True
+            elif message["type"] == "rest":
+                self._engaged = False  # it holds where it is: stopping it would let it sink to where it was measured
             elif message["type"] == "halt":
                 told = told or f"halted: {message['why']}"
             else:

@@ -69,6 +69,9 @@ class Robot(ABC):
     def disconnect(self) -> None:
         """Close the connection; the robot stays where it is. May be called twice."""
 
+    def rest(self) -> None:  # noqa: B027  # a robot without a watchdog need not know
+        """The run is over and the robot at rest: no commands come until the next run, which is no reason to stop it."""
+
     def send(self, command: SafeCommand) -> None:
         """Move to what the safety layer passed; faster than the robot takes commands, they are left out.
 

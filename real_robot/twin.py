@@ -174,6 +174,8 @@ class Twin:
                 self._command(message, now)
             elif kind == "halt":
                 self._fault = self._fault or f"halted: {message.get('why', '')}"
+            elif kind == "rest":
+                self._engaged = False
             elif kind == "release":
                 self._fault, self._engaged, self._last_number = "", False, -1
             elif kind == "reset":

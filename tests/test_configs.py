@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brachium.__main__ import VERBS
+from brachium.__main__ import VARIANTS, VERBS
 from brachium.catalog import describe
 from brachium.cli.compose import Composer
 from brachium.cli.signature import HYDRA_KEYS, check_tree, fits, locate, parameters_of
@@ -48,7 +48,10 @@ def targets(node: Any, key: str = "") -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_verb_has_a_config_and_no_config_lacks_a_verb() -> None:
-    assert {name for name in FILES if "/" not in name} == {config for config, _ in VERBS.values()}
+    assert {name for name in FILES if "/" not in name} == {
+        *(config for config, _ in VERBS.values()),
+        *(config for _, config in VARIANTS.values()),
+    }
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

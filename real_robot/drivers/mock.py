@@ -67,11 +67,12 @@ class MockRobot(Robot):
         self._goal = self._position.copy()
         self._velocity: np.ndarray = np.zeros(count)
         self._moved = self._heard = 0.0
+        self._engaged = False
         self._fault = ""
 
     def connect(self) -> None:
         """Nothing to open."""
-        self._connected, self._fault = True, ""
+        self._connected, self._engaged, self._fault = True, False, ""
         self._moved = self._heard = time.monotonic()
 
     def read(self) -> Reading:
@@ -93,7 +94,7 @@ class MockRobot(Robot):
     def _advance(self, now: float) -> None:
         """Follow the goal until `now`; hold when nobody commands any more."""
         assert self.spec.watchdog_s is not None
-        if self.commands and not self._fault and now - self._heard > self.spec.watchdog_s:
+        if self._engaged and not self._fault and now - self._heard > self.spec.watchdog_s:
             self._fault = "watchdog: no command"
         elapsed = now - self._moved
         if elapsed > 0:
@@ -120,7 +121,7 @@ class MockRobot(Robot):
             raise RobotError("the mock robot is not connected")
         now = time.monotonic()
         self._advance(now)
-        self._heard = now
+        self._heard, self._engaged = now, True
         self.commands.append((now, position.copy()))
         if not self._fault:
             self._goal = position.copy()
@@ -130,9 +131,13 @@ class MockRobot(Robot):
         self.halts.append(why)
         self._fault = self._fault or f"halted: {why}"
 
+    def rest(self) -> None:
+        """No commands come for a while."""
+        self._engaged = False
+
     def release(self) -> None:
         """Take a fault back."""
-        self._fault, self._goal, self._heard = "", self._position.copy(), time.monotonic()
+        self._fault, self._goal, self._engaged = "", self._position.copy(), False
 
     def disconnect(self) -> None:
         """Nothing to close."""

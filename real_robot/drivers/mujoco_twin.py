@@ -134,6 +134,10 @@ class MujocoTwin(Robot):
         with contextlib.suppress(RobotError):  # its watchdog does the same
             self._tell({"type": "halt", "why": why})
 
+    def rest(self) -> None:
+        """Its watchdog waits for the next run."""
+        self._tell({"type": "rest"})
+
     def disconnect(self) -> None:
         """Hang up; a twin that was started here ends."""
         connection, self._connection = self._connection, None

@@ -165,6 +165,18 @@ def test_a_loop_that_goes_silent_is_noticed(robot, tmp_path):
     assert WATCHDOG_S - 0.05 < float(stop[0]) - float(last[0]) < WATCHDOG_S + 1.0
 
 
+def test_between_two_runs_nobody_commands_and_nothing_is_wrong(robot, tmp_path):
+    guard = started(robot)
+    drive(robot, guard, 5)
+    robot.rest()
+    time.sleep(WATCHDOG_S + 0.4)
+    assert robot.read().fault == ""
+    assert not events(tmp_path, "stop")
+    assert robot.read().position[0] == pytest.approx(guard.motion.position[0], abs=1e-9)
+    drive(robot, guard, 5)
+    assert until(lambda: "watchdog" in robot.read().fault, WATCHDOG_S + 2.0)
+
+
 PARENT = """
 import functools, sys, time
 import numpy as np

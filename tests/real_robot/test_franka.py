@@ -428,6 +428,7 @@ def test_whatever_breaks_ends_the_run_and_nothing_moves_after(fake, word, why):
 
 def test_a_loop_that_goes_silent_and_a_missing_package(fake):
     robot = Franka(**PATIENT)
+    robot.rest = lambda: None  # as if the loop had died
     try:
         run(robot, 0.4)
         assert until(lambda: "watchdog" in robot.read().fault)

@@ -129,7 +129,11 @@ def test_it_moves_as_it_is_told_and_reports_in_time(twin):
     assert reading.frames["front"].image.shape == (96, 96, 3)
 
 
-def test_a_controller_that_goes_silent_is_noticed_by_the_robot(twin):
+def test_a_controller_that_goes_silent_is_noticed_by_the_robot(twin, monkeypatch):
+    run(twin, 0.3)
+    time.sleep(PATIENCE_S + 0.3)
+    assert twin.read().fault == "", "the run ended in order"
+    monkeypatch.setattr(type(twin), "rest", lambda self: None)
     run(twin, 0.3)
     time.sleep(PATIENCE_S + 0.3)
     reading = twin.read()

@@ -372,6 +372,7 @@ def test_a_driver_that_is_killed_leaves_the_arm_to_its_controllers_watchdog(robo
 
 @needs_package
 def test_a_loop_that_goes_silent_stops_the_arm_until_it_is_connected_anew(robot, controller):
+    robot.rest = lambda: None  # as if the loop had died
     run(robot, 0.3)
     assert until(lambda: "watchdog: no command" in robot.read().fault)
     assert until(lambda: controller.state()["moves"] == "hold")
