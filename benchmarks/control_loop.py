@@ -72,29 +72,24 @@ def run_server(where: Any, spec: dict[str, Any]) -> None:
     asyncio.run(PolicyServer(policy, identity={}, access=Access(port=0, rate_hz=1e9)).serve(where.put))
 
 
-def run_load() -> None:
-    """A model at work all the time."""
-    matrix = np.random.default_rng(0).standard_normal((300, 300))
-    while os.getppid() > 1:
-        matrix @ matrix
+def run_client(address: str) -> None:
+    """Keeps the server's model at work while no controller of ours does."""
+    with contextlib.closing(RemotePolicy(address)) as remote:
+        rng = np.random.default_rng(0)
+        while True:
+            remote.predict([Observation.fake(remote.embodiment, rng)], np.zeros((1, HORIZON, 1), np.float32))
 
 
 @contextlib.contextmanager
-def loaded(spec: EmbodimentSpec) -> Iterator[str]:
-    """The address of the server, with a core saturated."""
-    context = multiprocessing.get_context("spawn")
-    where: Any = context.Queue()
-    processes = [
-        context.Process(target=run_server, args=(where, spec.to_dict()), daemon=True),
-        context.Process(target=run_load, daemon=True),
-    ]
-    for process in processes:
-        process.start()
+def process(target: Any, *words: Any) -> Iterator[None]:
+    """A process while the block runs."""
+    made = multiprocessing.get_context("spawn").Process(target=target, args=words, daemon=True)
+    made.start()
     try:
-        yield where.get(timeout=60)
+        yield
     finally:
-        for process in processes:
-            process.kill()
+        made.kill()
+        made.join()
 
 
 def ours(address: str, hz: float, seconds: float, realtime: bool) -> tuple[np.ndarray, int]:
@@ -201,7 +196,9 @@ def main() -> None:
     parser.add_argument("--short", type=float, default=60.0, help="of the others")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, one saturated by inference", "loops": {}}
-    with loaded(own_embodiment(MockRobot(), 10.0)) as address:
+    where: Any = multiprocessing.get_context("spawn").Queue()
+    with process(run_server, where, own_embodiment(MockRobot(), 10.0).to_dict()):
+        address = where.get(timeout=60)
         plans = [
             ("LeRobot's record_loop, 50 Hz", None, 50.0, options.short),
             ("ours, 50 Hz", True, 50.0, options.seconds),
@@ -213,7 +210,9 @@ def main() -> None:
         for name, realtime, hz, seconds in plans:
             skipped = 0
             if realtime is None:
-                times = lerobots(hz, seconds)
+                with process(run_client, address):
+                    time.sleep(3.0)
+                    times = lerobots(hz, seconds)
             else:
                 times, skipped = ours(address, hz, seconds, realtime)
             results["loops"][name] = {**figures(times, hz), "skipped": skipped}

@@ -16,6 +16,7 @@ from .robot import Robot
 from .safety.guard import Rules, SafetyGuard
 from .safety.stop import EmergencyStop, SignalStop
 from .safety.zones import Box, KeepOut, model_check
+from .spec import MotionLimits
 
 
 class Cell:
@@ -50,6 +51,11 @@ class Cell:
             table_height=table_height,
             margin=margin,
         )
+
+    @property
+    def limits(self) -> MotionLimits:
+        """Of the robot under the rules."""
+        return self._rules.tighten(self.robot.spec.limits)
 
     @property
     def is_simulated(self) -> bool:

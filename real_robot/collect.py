@@ -86,6 +86,7 @@ def collect(
     if not cell.is_simulated and not instruction:
         raise ConfigError("what is shown? Type: instruction='put the red cube in the bowl'")
     body = cell.body(None, control_hz)
+    pilot = Pilot(teleop, robot.spec, robot.model, reach=reach, always=True, limits=cell.limits)
     path = Path(out)
     require_disk(path.parent, 200e6, "recording")
     todo = _todo(path, instruction, seed, episodes, cell.is_simulated)
@@ -110,20 +111,19 @@ def collect(
         stack.enter_context(cell.signals())
         stack.enter_context(teleop)
         table(f"{teleop.name} moves {robot.spec.name}", ["key", "meaning"], teleop.describe())
-        pilot = Pilot(teleop, robot.spec, robot.model, reach=reach, always=True)
-        kept = 0
+        kept, kind = 0, ""
         while todo:
             kind = _episode(cell, body, pilot, logbook, todo[0], instruction, subtasks, seconds, len(todo))
             if kind in ("success", "failure", "kept"):
                 kept += 1
                 todo.pop(0)
-            if kind == "stop" or cell.stop.why:
+            logbook.flush()
+            if kind in ("stop", "stopped") or cell.stop.why or logbook.failed:
                 break
-        logbook.flush()
     log(f"{out}: {kept} episodes more" + (f", {len(todo)} to go: type the same command again" if todo else ""))
     if pilot.failed:
         log(f"the device: {pilot.failed}")
-    return 1 if pilot.failed else 0
+    return 1 if pilot.failed or logbook.failed or kind == "stopped" else 0
 
 
 def _todo(path: Path, instruction: str | None, seed: int, episodes: int, simulated: bool) -> list[int]:
@@ -133,7 +133,7 @@ def _todo(path: Path, instruction: str | None, seed: int, episodes: int, simulat
         return wanted
     store = EpisodeStore.open(path)
     EpisodeWriter(store, salvage="nothing").close()  # what a killed recording was about to commit
-    mine = [e for e in store.refresh().episodes if TAG in e.tags]
+    mine = [e for e in store.refresh().episodes if TAG in e.tags and "interrupted" not in e.tags]
     if simulated:
         have = {int(e.meta["seed"]) for e in mine if "seed" in e.meta}
         return [one for one in wanted if one not in have]
@@ -151,7 +151,8 @@ def _episode(
     seconds: float,
     left: int,
 ) -> str:
-    """One episode; how it ended: ``success``, ``failure``, ``kept`` (nobody said), ``discard`` or ``stop``."""
+    """One episode; how it ended: ``success``, ``failure``, ``kept`` (nobody said), ``discard``, ``stop`` (the person
+    ends the session) or ``stopped`` (the robot)."""
     status = cell.scene(seed)
     told = instruction or status["instruction"]
     meta = {"seed": seed, "robot": cell.robot.spec.name, "teleop": True, "subtasks": list(subtasks)}
@@ -193,5 +194,5 @@ def _episode(
     log(f"{told!r}: {kind}, {steps} steps in {human_time(outcome.seconds)}, {len(outcome.interventions)} interventions")
     if outcome.ending not in ("done", "time"):
         log(f"the robot was stopped: {outcome.ending}: {outcome.why}")
-        return "stop"
+        return "stopped"
     return kind

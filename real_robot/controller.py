@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,6 +26,8 @@ from .telemetry import SOURCES, Telemetry
 
 MODES = ("run", "shadow", "step")
 HOLD, POLICY, HUMAN = range(len(SOURCES))
+PATH_S = 2.0
+"""How long it is remembered what was commanded [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +167,19 @@ class Controller:
         self._followed: Planned | None = None
         self._target: np.ndarray | None = None
         self._moving: np.ndarray | None = None
-        self._opened: tuple[Observation, np.ndarray, int] | None = None
+        self._opened: tuple[Observation, int] | None = None
+        self._path: deque[tuple[float, np.ndarray]] = deque()
+        self._by_hand, self._let_go, self._logged = False, -np.inf, -np.inf
         if self._inference is not None:
             self._inference.restart(seed)
-        with undisturbed(self.timing.realtime):  # its garbage collection comes before the first reading, not after it
+        with undisturbed(
+            self.timing.realtime
+        ) as raise_threads:  # its garbage collection comes before the first reading, not after it
             reading = self._first_reading()
             self.guard.start(reading, time.monotonic())
             self.body.start(self.guard.motion.position)
             with Watch(self.robot, self.timing.silent_s) as watch:
+                raise_threads()
                 try:
                     ending, why, spent = self._loop(seconds, done, watch)
                 except BaseException as error:
@@ -186,11 +194,12 @@ class Controller:
         return Outcome(ending, why, spent, self.telemetry, self.guard.log.entries)
 
     def _first_reading(self) -> Reading:
-        """A reading that is new enough to begin with."""
-        until = time.monotonic() + 1.0
+        """A reading that is new enough to begin with, of a robot at rest: fingers rest later than commands."""
+        begin = time.monotonic()
         while True:
-            reading = self.robot.read()
-            if 0.0 <= time.monotonic() - reading.timestamp < 0.1 or time.monotonic() > until:
+            reading, waited = self.robot.read(), time.monotonic() - begin
+            new = 0.0 <= time.monotonic() - reading.timestamp < 0.1 or waited > 1.0
+            if new and (reading.fault or self.guard.is_still(reading) or waited > 2.0):
                 return reading
             time.sleep(0.002)
 
@@ -234,6 +243,10 @@ class Controller:
             self._lost = str(error)
             return
         self._eyes.look(reading)
+        by_hand = self._human is not None and self.guard.state == RUNNING and self._human.takes_over()
+        if self._by_hand and not by_hand:
+            self._let_go = now
+        self._by_hand = by_hand
         self._collect(now)
         self._ask(now)
         target, source = self._wanted(reading, now)
@@ -245,13 +258,16 @@ class Controller:
         if self.mode == "shadow":
             self.guard.follow(reading)
         command = self.guard.command(target, reading, now, velocity=velocity)
+        self._path.append((now, command.position))
+        while self._path[0][0] < now - PATH_S:
+            self._path.popleft()
         if self.mode != "shadow":
             self._sent = time.monotonic()
             try:
                 self.robot.send(command)
             except RobotError as error:
                 self._lost = str(error)
-        self._tell(reading, command.position, now)
+        self._tell(reading, now)
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -267,6 +283,8 @@ class Controller:
                 self.guard.log.add("inference", reply.error, now)
                 continue
             self.telemetry.request(reply.captured, reply.asked, reply.arrived)
+            if self._by_hand or reply.captured < self._let_go:
+                continue  # planned while the person moved the robot: when they let go, the policy looks anew
             if self.mode == "step":
                 self._pending = reply.actions
             else:
@@ -302,8 +320,8 @@ class Controller:
         """Where the axes should be at the end of this tick, and who says so."""
         if self.guard.state != RUNNING:
             return None, HOLD
-        if self._human is not None and self._human.takes_over():
-            self._timeline.clear()  # when the person lets go, the policy looks anew
+        if self._by_hand and self._human is not None:
+            self._timeline.clear()
             self._planned = now
             return self._human.target(self.guard.motion.position, self.period), HUMAN
         moment = self._moment(now)
@@ -357,27 +375,34 @@ class Controller:
             return -1.0
         return now - (self._begin + self._timeline.chunks[-1].start * self.dt)
 
-    def _tell(self, reading: Reading, command: np.ndarray, now: float) -> None:
+    def _tell(self, reading: Reading, now: float) -> None:
         """The listener hears of each step of the policy's rate in which somebody moved the robot."""
         step = int(self._moment(now))
         if self._listener is None or step == self._told:
             return
-        if self._opened is not None and self._opened[2] != HOLD:
-            observation, before, source = self._opened
-            action = self.body.action(before, command)
+        if self._opened is not None and self._opened[1] != HOLD:
+            observation, source = self._opened
+            # An action belongs to the moment of its picture, as a chunk's first row does; the tick is later than that.
+            before, after = (self._commanded(observation.timestamp + after) for after in (0.0, self.dt))
             self._listener.step(
                 Step(
                     observation=observation,
-                    action=action,
-                    command=command,
+                    action=self.body.action(before, after),
+                    command=after,
                     measured=reading.position,
                     source=source,
                     time=now,
                 )
             )
+            self._logged = observation.timestamp
         self._told, self._opened = step, None
-        if not self._eyes.problem(now):
-            self._opened = (self._eyes.observe(self.instruction, note=False), command, self._source)
+        if not self._eyes.problem(now) and self._eyes.captured() > self._logged:
+            self._opened = (self._eyes.observe(self.instruction, note=False), self._source)
+
+    def _commanded(self, moment: float) -> np.ndarray:
+        """Where the axes (j,) were commanded to be at a moment of the last seconds."""
+        times = [t for t, _ in self._path]
+        return np.array([np.interp(moment, times, column) for column in np.array([p for _, p in self._path]).T])
 
 
 def steady(now: np.ndarray, before: np.ndarray) -> np.ndarray:

@@ -109,6 +109,9 @@ def deploy(
         table_height=table_height,
         margin=margin,
     )
+    if mode == "step" and teleop is not None:
+        raise ConfigError("mode=step asks for Enter, which a device's keys would take: type teleop=null")
+    pilot = None if teleop is None else Pilot(teleop, robot.spec, robot.model, reach=reach, limits=cell.limits)
     if not cell.is_simulated and not instruction:
         raise ConfigError("what is the robot to do? Type: instruction='put the red cube in the bowl'")
     summary = Summary(policy=policy, control_hz=timing.control_hz, delay_ms=delay_ms, mode=mode)
@@ -134,11 +137,9 @@ def deploy(
         logbook = RunLog(folder / "store", remote.embodiment, robot.spec) if keep else None
         if logbook is not None:
             stack.callback(logbook.close)
-        pilot = None
         if teleop is not None:
             stack.enter_context(teleop)
             table(f"{teleop.name} takes over", ["key", "meaning"], teleop.describe())
-            pilot = Pilot(teleop, robot.spec, robot.model, reach=reach)
         summary.of(remote, acting)
         stack.enter_context(cell.signals())
         for number in range(episodes):
@@ -164,7 +165,10 @@ def deploy(
     stopped = last["ending"] not in ("done", "time")
     if stopped:
         log(f"the robot was stopped: {last['ending']}: {last['why']}")
-    return 1 if stopped else 0
+    lost = pilot.failed if pilot is not None else ""
+    if lost:
+        log(f"the device: {lost}")
+    return 1 if stopped or lost or (logbook is not None and logbook.failed) else 0
 
 
 @contextlib.contextmanager
@@ -221,7 +225,9 @@ def _run(
         return "success" if success else failure
 
     if logbook is not None:
-        logbook.begin(told, {"seed": seed, "robot": cell.robot.spec.name, "mode": controller.mode}, ("deploy",))
+        about = {"seed": seed, "robot": cell.robot.spec.name, "mode": controller.mode}
+        tags = ("deploy", "shadow") if controller.mode == "shadow" else ("deploy",)
+        logbook.begin(told, about, tags)
     title = f"{told!r} on {cell.robot.spec.name} ({place[0] + 1} of {place[1]})"
     try:
         with LiveView(controller, title):

@@ -275,14 +275,18 @@ def _child(
     """Entry of the child's process."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the control loop, which brings the robot to rest
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C, a closed terminal and Ctrl-Z are for the control loop; this goes on, and sees it end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     sys.stdout.flush()
     for stream in (1, 2):  # also what is printed by C++
         os.dup2(output, stream)
     speaker = _Speaker(connection)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # an orderly end, also then
     try:
-        worker = _Worker(connection, speaker, cameras, watchdog_s, dof)  # holds the link: never taken down, see below
+        worker = _Worker(connection, speaker, cameras, watchdog_s, dof, asked)  # it holds the link
         worker.run(make, 1.0 / rate_hz)
     except RobotError as error:
         speaker.last(str(error))
@@ -333,9 +337,15 @@ class _Worker:
     """The child's loop."""
 
     def __init__(
-        self, connection: Connection, speaker: _Speaker, cameras: Mapping[str, Camera], watchdog_s: float, dof: int
+        self,
+        connection: Connection,
+        speaker: _Speaker,
+        cameras: Mapping[str, Camera],
+        watchdog_s: float,
+        dof: int,
+        asked: list[int],
     ) -> None:
-        self._connection, self._speaker = connection, speaker
+        self._connection, self._speaker, self._asked = connection, speaker, asked
         self._watchdog_s, self._dof = watchdog_s, dof
         self._cameras = CameraSet(cameras)
         self._fault, self._heard, self._engaged = "", 0.0, False
@@ -372,6 +382,8 @@ class _Worker:
     def _hear(self) -> tuple[np.ndarray | None, str]:
         """The newest targets, and ``close`` or why to halt."""
         target, told = None, ""
+        if self._asked:
+            return None, "close"
         while self._connection.poll(0):
             try:
                 message = decode(self._connection.recv_bytes())

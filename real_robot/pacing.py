@@ -6,8 +6,9 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from ..errors import ConfigError
 
+LOOP_PRIORITY = 10
+TASKS = "/proc/self/task"
 SPIN_S = 2e-4
 """The end of a wait that is not slept: the kernel wakes a thread a little late."""
 
@@ -53,25 +56,41 @@ def wait_until(deadline: float) -> float:
 
 
 @contextlib.contextmanager
-def undisturbed(realtime: bool) -> Iterator[None]:
+def undisturbed(realtime: bool) -> Iterator[Callable[[], None]]:
     """Keep from the loop what Python and the system would do to it: garbage collection, long turns of other threads,
-    and other processes, where the system lets us."""
+    and other processes, where the system lets us.
+
+    The other threads of this process are raised too, below the loop: one that waits for a processor while it holds
+    Python's lock would make the loop wait with it. Yields what raises those that were started since.
+    """
     collecting, interval = gc.isenabled(), sys.getswitchinterval()
-    policy: tuple[int, Any] | None = None
+    raised: dict[int, tuple[int, Any]] = {}
+
+    def raise_threads() -> None:
+        if not realtime or not hasattr(os, "sched_setscheduler"):
+            return
+        own = threading.get_native_id()
+        for name in os.listdir(TASKS) if os.path.isdir(TASKS) else [str(own)]:
+            thread = int(name)
+            if thread in raised:
+                continue
+            with contextlib.suppress(OSError):  # only root may, or who has the right; or the thread has ended
+                before = os.sched_getscheduler(thread), os.sched_getparam(thread)
+                priority = LOOP_PRIORITY if thread == own else LOOP_PRIORITY - 1
+                os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+                raised[thread] = before
+
     gc.collect()
     gc.freeze()
     gc.disable()
     sys.setswitchinterval(5e-4)
-    if realtime and hasattr(os, "sched_setscheduler"):
-        with contextlib.suppress(OSError):  # only root may, or who has the right
-            policy = (os.sched_getscheduler(0), os.sched_getparam(0))
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(10))
+    raise_threads()
     try:
-        yield
+        yield raise_threads
     finally:
-        if policy is not None:
+        for thread, before in raised.items():
             with contextlib.suppress(OSError):
-                os.sched_setscheduler(0, *policy)
+                os.sched_setscheduler(thread, *before)
         sys.setswitchinterval(interval)
         gc.unfreeze()
         if collecting:

@@ -79,7 +79,8 @@ class RecordedPolicy:
                 rows[:, -1] = self._actions[self._at(moments), -1]
             return rows
         rows = self._actions[self._at(moments)].copy()
-        over = moments >= self.seconds
+        apart = np.abs(self._times[self._at(moments)] - moments)
+        over = apart > 0.75 / self.embodiment.control_hz  # after the end, and where nothing was recorded
         rows[over, : rows.shape[1] - (self.embodiment.action.gripper != "none")] = 0.0
         return rows
 
@@ -158,17 +159,23 @@ def replay(
         stack.enter_context(cell.signals())
         controller = cell.controller(body, inference, RecedingHorizon(policy, execute_horizon=4), listener=logbook)
         with LiveView(controller, f"replay of episode {episode}: {told!r}"):
-            outcome = controller.run(told, seconds=policy.seconds)
+            try:
+                outcome = controller.run(told, seconds=policy.seconds)
+            except BaseException:
+                if logbook is not None:
+                    logbook.end(None, ("interrupted",))
+                raise
+        ended = body.state(robot.read().position) if outcome.ending == "time" else None
         success, failure = cell.verdict()
         if logbook is not None:
-            logbook.end(success)
+            logbook.end(success, () if outcome.ending == "time" else ("interrupted",))
             logbook.flush()
     summary.add(run_row(outcome, told, seed, success, failure), folder)
     summary.show()
-    commanded = np.abs(body.state(controller.guard.motion.position) - recorded.state[-1])
     names = source.embodiment.state.names
-    if names:
-        rows = [(name, f"{recorded.state[-1][k]:.3f}", f"{commanded[k]:.3f}") for k, name in enumerate(names)]
+    if names and ended is not None:
+        off = np.abs(ended - recorded.state[-1])
+        rows = [(name, f"{recorded.state[-1][k]:.3f}", f"{off[k]:.3f}") for k, name in enumerate(names)]
         table("where it ended", ["state", "recorded", "off by"], rows)
     if outcome.ending != "time":
         log(f"the robot was stopped: {outcome.ending}: {outcome.why}")

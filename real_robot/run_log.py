@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -123,8 +124,11 @@ class RunLog:
                 value.set()
                 continue
             if kind == "close":
-                if not self.failed:
-                    self._writer.close()
+                try:
+                    if not self.failed:
+                        self._writer.close()
+                except (BrachiumError, OSError) as error:
+                    self.failed = str(error)
                 return
             if self.failed:
                 continue
@@ -134,15 +138,16 @@ class RunLog:
                     self._writer.begin(instruction, tags=tags, meta=meta)
                     steps, self._first = 0, None
                 elif kind == "step":
-                    self._write(*value)
-                    steps += 1
+                    with contextlib.suppress(SpecMismatchError):  # one step that does not fit costs that step
+                        self._write(*value)
+                        steps += 1
                 elif kind == "end" and steps:
                     self._writer.end(*value)
                     self.written += 1
                 else:
                     self._writer.discard()
-            except (BrachiumError, OSError) as error:  # a full disk ends the log, not the robot's run
-                self.failed = str(error)
+            except Exception as error:  # a full disk ends the log, not the robot's run
+                self.failed = str(error) or type(error).__name__
 
     def _write(self, step: Step, subtask: int) -> None:
         seen = step.observation

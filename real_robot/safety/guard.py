@@ -139,6 +139,15 @@ class SafetyGuard:
         self._bad = 0
         self.motion = MotionState.rest(np.zeros(spec.dof))
 
+    @property
+    def _still(self) -> np.ndarray:
+        """Velocities (j,) below which an axis is at rest."""
+        return np.maximum(0.05, 0.1 * self.limits.velocity)
+
+    def is_still(self, reading: Reading) -> bool:
+        """Whether the robot is at rest."""
+        return bool(reading.velocity.shape == (self.spec.dof,) and (np.abs(reading.velocity) <= self._still).all())
+
     def start(self, reading: Reading, now: float) -> None:
         """Begin at rest where the robot is.
 
@@ -153,8 +162,8 @@ class SafetyGuard:
                 f"the robot cannot start: {axis_text(self.spec.axes.names, outside)} is outside its limits: "
                 f"{np.round(reading.position, 3).tolist()}; move it inside by hand or by its own pendant"
             )
-        fast = np.abs(reading.velocity) > np.maximum(0.05, 0.1 * self.limits.velocity)
-        if fast.any():
+        if not self.is_still(reading):
+            fast = np.abs(reading.velocity) > self._still
             raise SafetyError(f"the robot cannot start: {axis_text(self.spec.axes.names, fast)} is moving")
         where = np.clip(reading.position, self.limits.low, self.limits.high)
         if self.check is not None and (why := self.check.check(where)):

@@ -50,7 +50,8 @@ class EmergencyStop:
 
 
 class SignalStop:
-    """SIGINT and SIGTERM press the stop while the block runs; the second SIGINT is Python's own again."""
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal) press the stop while the block runs; the second SIGINT is Python's
+    own again."""
 
     def __init__(self, stop: EmergencyStop) -> None:
         self._stop = stop
@@ -58,12 +59,12 @@ class SignalStop:
 
     def __enter__(self) -> SignalStop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._stop.press("Ctrl-C" if number == signal.SIGINT else "asked to end (SIGTERM)")
+        self._stop.press("Ctrl-C" if number == signal.SIGINT else f"asked to end ({signal.Signals(number).name})")
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.default_int_handler))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .teleoperator import KEYS, Hand, Teleoperator
 EVENT = struct.Struct("llHHi")
 """struct input_event of linux/input.h: seconds, microseconds, type, code, value."""
 EV_KEY, EV_REL, EV_ABS = 1, 2, 3
+SYN_DROPPED = (0, 3)
 EVIOCGABS = 0x80184540
 """_IOR('E', 0x40 + code, struct input_absinfo): value, lowest, highest, fuzz, flat, resolution."""
 CODES = {"x": 0, "y": 1, "z": 2, "rx": 3, "ry": 4, "rz": 5, "hat_x": 16, "hat_y": 17}
@@ -41,7 +43,7 @@ class EventDevice(Teleoperator):
     Args:
         name: What it is called in messages.
         device: Path (``/dev/input/event5``), or a part of the device's name as the kernel has it (``Xbox``,
-            ``SpaceMouse``).
+            ``SpaceMouse``; empty for any): the first device of such a name that has the buttons.
         axes: Direction (``+x`` .. ``-rz``) -> axis of the device (``x``, ``y``, ``z``, ``rx``, ``ry``, ``rz``,
             ``hat_x``, ``hat_y``): the direction that the axis's positive end means.
         buttons: Button of the device -> ``open``, ``close``, ``toggle`` (the gripper) or one of `KEYS`.
@@ -86,7 +88,7 @@ class EventDevice(Teleoperator):
         self._values: dict[int, tuple[float, float, bool]] = {}
         self._held: set[int] = set()
         self._said: list[str] = []
-        self._open: float | None = None
+        self._grip = ""
         self._file, self._lost = -1, ""
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,7 +101,8 @@ class EventDevice(Teleoperator):
         """Open the device and learn the ranges of its axes."""
         if self._thread is not None:
             return
-        path = self._device if self._device.startswith("/") else find_device(self._device)
+        codes = [*self._buttons, *([self._hold] if self._hold is not None else [])]
+        path = self._device if self._device.startswith("/") else find_device(self._device, codes)
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError as error:
@@ -127,16 +130,15 @@ class EventDevice(Teleoperator):
         with self._lock:
             values, held = dict(self._values), set(self._held)
             said, self._said = tuple(self._said), []
-            opening = self._open
+            grip, self._grip = self._grip, ""
         twist = np.zeros(6)
         for direction, axis in self._axes.items():
             k = DIRECTIONS.index(direction)
             twist[k // 2] += (1.0 - 2.0 * (k % 2)) * self._share(CODES[axis], values, now)
         if self._hold is not None and self._hold not in held:
-            return Hand(twist=np.zeros(6), gripper=opening, active=False, keys=said)
-        gripping = any(code in held and what in ("open", "close", "toggle") for code, what in self._buttons.items())
-        active = self._hold is not None or bool(np.abs(twist).max() > 0.0) or gripping
-        return Hand(twist=np.clip(twist, -1.0, 1.0), gripper=opening, active=active, keys=said)
+            return Hand(twist=np.zeros(6), active=False, keys=said)
+        active = self._hold is not None or bool(np.abs(twist).max() > 0.0) or bool(grip)
+        return Hand(twist=np.clip(twist, -1.0, 1.0), grip=grip, active=active, keys=said)
 
     def _share(self, code: int, values: Mapping[int, tuple[float, float, bool]], now: float) -> float:
         """Deflection of an axis from -1 to 1."""
@@ -186,14 +188,15 @@ class EventDevice(Teleoperator):
                     return
                 if what in KEYS:
                     self._said.append(what)
-                elif what == "toggle":
-                    self._open = 0.0 if self._open is None or self._open > 0.5 else 1.0
                 else:
-                    self._open = 1.0 if what == "open" else 0.0
+                    self._grip = what
+            elif (kind, code) == SYN_DROPPED:  # the kernel lost events: nobody knows what is held
+                self._held.clear()
+                self._values.clear()
 
 
-def find_device(part: str, listing: Path = DEVICES) -> str:
-    """Path of the input device whose name has `part` in it.
+def find_device(part: str, codes: Sequence[int] = (), listing: Path = DEVICES) -> str:
+    """Path of the input device that has the buttons `codes`, and `part` in its name.
 
     Raises:
         RobotError: There is none, with the names of those that are there.
@@ -204,19 +207,23 @@ def find_device(part: str, listing: Path = DEVICES) -> str:
         raise RobotError(f"no input devices on this system ({error.strerror}): {listing}") from error
     names: list[str] = []
     for block in blocks:
-        fields: dict[str, str] = {}
-        for line in block.splitlines():
-            kind, _, rest = line.partition(": ")
-            fields[kind] = rest
-        name = fields.get("N", "").removeprefix("Name=").strip('"')
-        handlers = fields.get("H", "").removeprefix("Handlers=").split()
-        event = next((h for h in handlers if h.startswith("event")), None)
-        if event is None:
+        name = _match(r'^N: Name="(.*)"', block)
+        event = _match(r"^H: Handlers=.*\b(event\d+)", block)
+        if not event:
             continue
+        keys = 0
+        for word in _match(r"^B: KEY=(.*)$", block).split():  # the highest 64 first
+            keys = keys << 64 | int(word, 16)
         names.append(name)
-        if part.lower() in name.lower():
+        if part.lower() in name.lower() and all(keys >> code & 1 for code in codes):
             return f"/dev/input/{event}"
-    raise RobotError(f"no input device with {part!r} in its name: got {names or 'none at all'}. Is it plugged in?")
+    wanted = f"with {part!r} in its name" if part else "with these buttons"
+    raise RobotError(f"no input device {wanted}: got {names or 'none at all'}. Is it plugged in?")
+
+
+def _match(pattern: str, block: str) -> str:
+    found = re.search(pattern, block, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _code(button: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import threading
@@ -55,7 +56,8 @@ class Keyboard(Teleoperator):
         self._lock = threading.Lock()
         self._until: dict[str, float] = {}
         self._said: list[str] = []
-        self._open: float | None = None
+        self._grip = ""
+        self._lost = ""
         self._before: Any = None
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -79,6 +81,7 @@ class Keyboard(Teleoperator):
         self._before = termios.tcgetattr(self._file)
         tty.setcbreak(self._file)  # Ctrl-C stays what it is
         self._end.clear()
+        self._lost = ""
         self._thread = threading.Thread(target=self._listen, name="keyboard", daemon=True)
         self._thread.start()
 
@@ -88,14 +91,16 @@ class Keyboard(Teleoperator):
         with self._lock:
             held = {key for key, end in self._until.items() if end > now}
             said, self._said = tuple(self._said), []
-            opening = self._open
+            grip, self._grip = self._grip, ""
+        if self._lost:
+            raise RobotError(f"teleop keyboard: {self._lost}")
         twist = np.zeros(6)
         for key in held:
             direction = self._directions.get(key)
             if direction is not None:
                 k = DIRECTIONS.index(direction)
                 twist[k // 2] += 1.0 - 2.0 * (k % 2)
-        return Hand(twist=np.clip(twist, -1.0, 1.0), gripper=opening, active=bool(held), keys=said)
+        return Hand(twist=np.clip(twist, -1.0, 1.0), grip=grip, active=bool(held), keys=said)
 
     def disconnect(self) -> None:
         """Give the terminal back."""
@@ -113,10 +118,15 @@ class Keyboard(Teleoperator):
             ready, _, _ = select.select([self._file], [], [], 0.05)
             if not ready:
                 continue
-            data = os.read(self._file, 64)
+            try:
+                data = os.read(self._file, 64)
+            except OSError:
+                data = b""
             if not data:
+                self._lost = "the terminal is gone"
                 return
-            for character in data.decode("utf-8", "replace"):
+            # An arrow or function key is an escape with more behind it; that is no wish to stop.
+            for character in re.sub(r"\x1b[\[O][0-9;]*[A-Za-z~]", "", data.decode("utf-8", "replace")):
                 self.press(WORDS.get(character, character))
 
     def press(self, key: str) -> None:
@@ -127,7 +137,7 @@ class Keyboard(Teleoperator):
                 self._said.append(self._keys[key])
                 return
             if key == self._gripper:
-                self._open = 0.0 if self._open is None or self._open > 0.5 else 1.0
+                self._grip = "toggle"
             elif key not in self._directions:
                 return
             self._until[key] = now + self._hold_s

@@ -26,6 +26,8 @@ from .teleoperator import Hand, Teleoperator
 SHIPPED = {"so100_leader": "so_leader", "so101_leader": "so_leader"}
 """LeRobot's type -> package below ``lerobot.teleoperators``; the others have their type's name."""
 LOOK_BACK_S = 0.3
+FAILURES = 5
+"""Readings of a servo bus that may fail one after the other."""
 
 
 class LeaderLink(Link):
@@ -40,6 +42,8 @@ class LeaderLink(Link):
     def __init__(self, config: Mapping[str, Any], axes: AxisMap, *, packages: Sequence[str] = ()) -> None:
         self._config, self._axes, self._packages = dict(config), axes, tuple(packages)
         self._arm: Any = None
+        self._state: LinkState | None = None
+        self._failed = 0
 
     def open(self) -> None:
         """Make it, hold it against the YAML, connect."""
@@ -65,9 +69,14 @@ class LeaderLink(Link):
         now = time.monotonic()
         try:
             position = self._axes.to_axes(self._arm.get_action())
-        except make.TROUBLE as error:
-            raise RobotError(f"{self._config['type']}: {make.one_line(error)}") from error
-        return LinkState(position=position, velocity=np.zeros(len(position)), timestamp=now)
+            self._failed = 0
+        except (RobotError, *make.TROUBLE) as error:
+            self._failed += 1
+            if self._failed > FAILURES or self._state is None:
+                raise RobotError(f"{self._config['type']}: {make.one_line(error)}") from error
+            return self._state
+        self._state = LinkState(position=position, velocity=np.zeros(len(position)), timestamp=now)
+        return self._state
 
     def move(self, position: np.ndarray) -> None:
         """Never."""
@@ -113,9 +122,10 @@ class LeRobotLeader(Teleoperator):
             raise RobotError("expected config with LeRobot's type, as {type: so101_leader, port: ...}, got none")
         self.name = str(config["type"])
         self.axes, self._keys, self._moved = AxisMap(axes), keys, moved
+        self.feature = self.axes.feature()
         spec = RobotSpec(
             name=self.name,
-            axes=self.axes.feature(),
+            axes=self.feature,
             velocity=self.axes.limits("velocity"),
             acceleration=self.axes.limits("acceleration"),
             jerk=self.axes.limits("jerk"),

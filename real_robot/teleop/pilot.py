@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from ...errors import ConfigError, RobotError
+from ...errors import ConfigError, RobotError, SpecMismatchError
 from ...sim.kinematics import ArmKinematics
 from ...sim.robot import RobotModel
-from ..spec import RobotSpec
+from ..spec import MotionLimits, RobotSpec
 from .teleoperator import Hand, Teleoperator
 
-AHEAD_S = 0.25
-"""A leader arm may be ahead of the robot by what the robot does in so long at its fastest [s]."""
+AHEAD_S = 0.15
+"""What a person wants may be ahead of what is commanded by what the robot does in so long at its fastest [s]."""
+LEADER_S = 0.25
+"""The same of a leader arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +54,17 @@ class Pilot:
     what it starts from is what is commanded when the person takes over.
 
     Args:
-        device: Connected.
+        device: What the person holds.
         spec: The robot.
         model: Of the arm; twists then move its tool, otherwise its axes.
         reach: How fast.
         always: The person is in charge from the first motion on (collecting); otherwise while moving, and for `hold_s`
             afterwards (taking over from a policy).
         hold_s: See `always` [s].
+        limits: Stricter ones than the robot's, as the safety layer's.
+
+    Raises:
+        SpecMismatchError: A leader arm with other axes than the robot's.
     """
 
     def __init__(
@@ -70,7 +76,13 @@ class Pilot:
         reach: Reach | None = None,
         always: bool = False,
         hold_s: float = 0.7,
+        limits: MotionLimits | None = None,
     ) -> None:
+        if device.feature is not None:
+            mine, theirs = ((f.names, f.units, f.gripper) for f in (spec.axes, device.feature))
+            if mine != theirs:
+                raise SpecMismatchError(f"{device.name} leads other axes: expected {mine}, got {theirs}")
+        self._limits = limits or spec.limits
         self._device, self._spec, self.reach = device, spec, reach or Reach()
         self._always, self._hold_s = always, hold_s
         self._kinematics = ArmKinematics(model) if model is not None and device.kind == "twist" else None
@@ -81,11 +93,13 @@ class Pilot:
         self._hand = Hand(twist=np.zeros(6))
         self._active = -np.inf
         self._begun, self._together = False, False
+        self._opening: float | None = None
         self._target: np.ndarray = np.zeros(spec.dof)
 
     def restart(self) -> None:
         """A new episode: nothing is in charge until the person moves."""
-        self._begun, self.engaged = False, False
+        self._begun, self.engaged, self._opening = False, False, None
+        self._active = -np.inf
         self.events.clear()
 
     def takes_over(self) -> bool:
@@ -101,52 +115,69 @@ class Pilot:
         self._hand = hand
         if hand.active:
             self._active, self._begun = now, True
-        charge = self._begun if self._always else now - self._active < self._hold_s
+        coming = self.engaged and hand.axes is not None and not self._together  # the arm is on its way to the leader
+        charge = self._begun if self._always else now - self._active < self._hold_s or coming
         if not charge:
-            self.engaged = False
+            self.engaged, self._opening = False, None
         return charge
 
     def target(self, commanded: np.ndarray, period: float) -> np.ndarray:
         """Where the person wants the axes (j,), who are commanded to be at `commanded` (j,)."""
         if not self.engaged:
-            self.engaged, self._together = True, False
+            self.engaged, self._together, self._opening = True, False, None
             self._target = np.array(commanded, float)
-        hand, gripper = self._hand, self._spec.has_gripper
-        limits = self._spec.limits
+        hand, limits = self._hand, self._limits
         before = self._target[-1]
         if hand.axes is not None:
             self._target = self._led(hand.axes, commanded, period)
         elif self._kinematics is not None:
             self._target = self._turned(hand.twist, commanded, period)
         else:
-            count = min(6, self._spec.dof - gripper)
+            count = min(6, self._arm)
             self._target[:count] += hand.twist[:count] * self.reach.share * limits.velocity[:count] * period
-            ahead = self.reach.leash / self.reach.speed * limits.velocity * self.reach.share
+        # Where the robot does not follow, because it is slow or held up, the wish waits: let go, and it stops there.
+        ahead = AHEAD_S * limits.velocity
+        if hand.axes is None:
             self._target = np.clip(self._target, commanded - ahead, commanded + ahead)
-        if gripper and hand.axes is None:
-            wanted = before if hand.gripper is None else float(np.clip(hand.gripper, 0.0, 1.0))
-            most = period / self.reach.grip_s
-            self._target[-1] = before + np.clip(wanted - before, -most, most)
+        if self._spec.has_gripper:
+            self._target[-1] = self._gripped(hand, before, period)
         self._target = np.clip(self._target, limits.low, limits.high)
         return self._target.copy()
+
+    @property
+    def _arm(self) -> int:
+        """Number of axes without the gripper."""
+        return self._spec.dof - self._spec.has_gripper
+
+    def _gripped(self, hand: Hand, before: float, period: float) -> float:
+        """The gripper on its way to what was said last since the person took over; where it was, if nothing was."""
+        if hand.axes is not None:
+            self._opening = float(hand.axes[-1])
+        elif hand.grip:
+            closed = hand.grip == "close" or (hand.grip == "toggle" and before > 0.5)
+            self._opening = 0.0 if closed else 1.0
+        wanted = before if self._opening is None else self._opening
+        most = period / self.reach.grip_s
+        return before + float(np.clip(wanted - before, -most, most))
 
     def _led(self, axes: np.ndarray, commanded: np.ndarray, period: float) -> np.ndarray:
         """Towards a leader arm: slowly until the two are in one place, then as it moves."""
         if axes.shape != self._target.shape or not np.isfinite(axes).all():
             raise RobotError(f"the leader arm: expected {len(self._target)} finite axes, got {axes}")
-        limits = self._spec.limits
-        if (np.abs(axes - commanded) > AHEAD_S * limits.velocity).any():
+        limits, arm = self._limits, slice(0, self._arm)
+        axes = np.clip(axes, limits.low, limits.high)
+        if (np.abs(axes - commanded) > LEADER_S * limits.velocity)[arm].any():
             self._together = False  # a leader that jumps is approached, not followed
         if not self._together:
             step = self.reach.approach * limits.velocity * period
-            self._together = bool((np.abs(axes - self._target) <= 2.0 * step).all())
+            self._together = bool((np.abs(axes - self._target) <= 2.0 * step)[arm].all())
             return self._target + np.clip(axes - self._target, -step, step)
         return np.array(axes, float)
 
     def _turned(self, twist: np.ndarray, commanded: np.ndarray, period: float) -> np.ndarray:
         """The tool moved by a twist in the base frame."""
         assert self._kinematics is not None
-        count = self._spec.dof - self._spec.has_gripper
+        count = self._arm
         if not np.abs(twist).max() > 0.0:
             return self._target.copy()
         place, quat = self._kinematics.pose(self._target[:count])
@@ -165,6 +196,6 @@ class Pilot:
             quat = turned / np.linalg.norm(turned)
         found = self._target.copy()
         found[:count] = self._kinematics.solve(wanted, quat, self._target[:count])
-        most = self._spec.limits.velocity[:count] * period  # near a singularity a small way is a large turn
+        most = self._limits.velocity[:count] * period  # near a singularity a small way is a large turn
         found[:count] = self._target[:count] + np.clip(found[:count] - self._target[:count], -most, most)
         return found

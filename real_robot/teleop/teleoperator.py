@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...spec import FeatureSpec
+
 KEYS = ("success", "failure", "discard", "mark", "stop")
 """What a person may say beside moving: how the episode went, that a subtask is done, that the session is over."""
 KINDS = ("twist", "axes")
@@ -20,14 +22,14 @@ class Hand:
         twist: float64 (6,) from -1 to 1: the wanted velocity along and about x, y and z of the base, as shares of the
             fastest; without a model of the arm, of its first six axes.
         axes: float64 (j,): where the robot's axes should be, gripper included; of leader arms.
-        gripper: Wanted opening from 0 to 1; None to leave it.
+        grip: What was said of the gripper since the last look: ``open``, ``close`` or ``toggle``; empty for nothing.
         active: The person moves it, or holds the dead man's switch.
         keys: What was said since the last look: of `KEYS`.
     """
 
     twist: np.ndarray
     axes: np.ndarray | None = None
-    gripper: float | None = None
+    grip: str = ""
     active: bool = False
     keys: tuple[str, ...] = ()
 
@@ -38,10 +40,12 @@ class Teleoperator(ABC):
     Attributes:
         name: For example ``keyboard``.
         kind: ``twist``: says which way. ``axes``: says where each axis should be.
+        feature: Names, units and gripper of the axes, where it says those; they must be the robot's.
     """
 
     name: str
     kind: str = "twist"
+    feature: FeatureSpec | None = None
 
     @abstractmethod
     def describe(self) -> list[tuple[str, str]]:

@@ -177,6 +177,16 @@ def test_between_two_runs_nobody_commands_and_nothing_is_wrong(robot, tmp_path):
     assert until(lambda: "watchdog" in robot.read().fault, WATCHDOG_S + 2.0)
 
 
+def test_a_child_that_is_asked_to_end_brings_the_robot_to_rest_first(robot, tmp_path):
+    guard = started(robot)
+    drive(robot, guard, 5)
+    child = robot.process_id
+    assert os.getpgid(child) != os.getpgid(0), "Ctrl-C and a closed terminal reach the control loop alone"
+    os.kill(child, signal.SIGTERM)
+    assert until(lambda: events(tmp_path, "close"))
+    assert [event[1] for event in events(tmp_path)][-2:] == ["stop", "close"]
+
+
 PARENT = """
 import functools, sys, time
 import numpy as np

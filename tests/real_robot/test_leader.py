@@ -57,6 +57,8 @@ def test_a_link_reads_in_the_robots_units(config, tmp_path):
     link.open()
     np.testing.assert_allclose(link.read().position, [math.pi / 2, -math.pi / 4, 0.25])
     hold(tmp_path, None)
+    for _ in range(5):
+        np.testing.assert_allclose(link.read().position[0], math.pi / 2)  # a bus may fail now and then; it grows old
     with pytest.raises(RobotError, match="no answer from motor 3"):
         link.read()
     link.close()

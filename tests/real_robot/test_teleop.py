@@ -11,12 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from brachium.errors import ConfigError, RobotError
+from brachium.errors import ConfigError, RobotError, SpecMismatchError
 from brachium.real_robot.drivers.mock import MockRobot
 from brachium.real_robot.teleop.evdev import EV_ABS, EV_KEY, EV_REL, EVENT, EventDevice, find_device
 from brachium.real_robot.teleop.keyboard import Keyboard
 from brachium.real_robot.teleop.pilot import Pilot, Reach
 from brachium.real_robot.teleop.teleoperator import Hand, Teleoperator
+from brachium.spec import FeatureSpec
 
 PERIOD = 0.02
 
@@ -109,7 +110,7 @@ def test_the_tool_turns(arm):
 
 def test_the_wish_stays_near_the_command_and_inside_the_limits(arm):
     """A robot that is held up does not shoot off when it is let go."""
-    pilot = pilot_of(arm, Hand(twist=twist(x=1.0, z=1.0), gripper=0.0, active=True), reach=Reach(leash=0.03))
+    pilot = pilot_of(arm, Hand(twist=twist(x=1.0, z=1.0), grip="close", active=True), reach=Reach(leash=0.03))
     path = moved(pilot, home(arm), 400, follow=False)
     from brachium.sim.kinematics import ArmKinematics
 
@@ -125,11 +126,37 @@ def test_the_wish_stays_near_the_command_and_inside_the_limits(arm):
 
 
 def test_a_gripper_takes_its_time(arm):
-    pilot = pilot_of(arm, Hand(twist=np.zeros(6), gripper=0.0, active=True), reach=Reach(grip_s=0.4))
+    pilot = pilot_of(arm, Hand(twist=np.zeros(6), grip="close", active=True), reach=Reach(grip_s=0.4))
     path = moved(pilot, home(arm), 30)
     np.testing.assert_allclose(path[9, -1], 0.5, atol=1e-9)
     np.testing.assert_allclose(path[19:, -1], 0.0, atol=1e-9)
     np.testing.assert_allclose(path[:, :-1], home(arm)[None, :-1].repeat(30, 0), atol=1e-12)
+
+
+def test_what_was_said_of_the_gripper_is_forgotten_between_two_take_overs(arm):
+    """Else the first nudge of a correction would drop what the policy holds."""
+    hand = {"now": Hand(twist=np.zeros(6), grip="open", active=True)}
+    pilot = Pilot(Scripted(lambda t: hand["now"]), arm.spec, arm.model, hold_s=0.05)
+    closed = np.array([*arm.model.home, 0.0])
+    assert pilot.takes_over()
+    assert pilot.target(closed, PERIOD)[-1] > 0.0
+    hand["now"] = Hand(twist=np.zeros(6))
+    time.sleep(0.1)
+    assert not pilot.takes_over()
+    hand["now"] = Hand(twist=twist(x=1.0), active=True)
+    path = moved(pilot, closed, 20)
+    np.testing.assert_array_equal(path[:, -1], 0.0)
+    hand["now"] = Hand(twist=np.zeros(6), grip="toggle", active=True)
+    assert moved(pilot, closed, 1)[-1, -1] > 0.0, "a closed gripper opens at the first press"
+
+
+@pytest.mark.parametrize("way", [{"rz": 1.0}, {"x": 1.0}])
+def test_a_robot_that_is_slow_or_held_up_stops_when_it_is_let_go(arm, way):
+    limits = arm.spec.limits.scaled(0.05)
+    hand = {"now": Hand(twist=twist(**way), active=True)}
+    pilot = Pilot(Scripted(lambda t: hand["now"]), arm.spec, arm.model, always=True, limits=limits)
+    path = moved(pilot, home(arm), 200, follow=False)
+    assert (np.abs(path - home(arm))[:, :-1] <= 0.15 * limits.velocity[:-1] + 1e-9).all()
 
 
 def test_without_a_model_the_axes_move():
@@ -144,12 +171,48 @@ def test_a_leader_arm_is_approached_slowly_and_then_followed():
     there = np.array([0.6, -0.3, 0.2, 1.0])
     pilot = pilot_of(robot, Hand(twist=np.zeros(6), axes=there, active=True), kind="axes", reach=Reach(approach=0.1))
     path = moved(pilot, np.zeros(4), 300)
-    assert np.abs(np.diff(path, axis=0)).max() <= 0.1 * 2.0 * PERIOD * 2 + 1e-9
+    assert np.abs(np.diff(path, axis=0))[:, :3].max() <= 0.1 * 2.0 * PERIOD * 2 + 1e-9
     np.testing.assert_allclose(path[-1], there, atol=1e-12)
     jumped = Hand(twist=np.zeros(6), axes=there - [2.0, 0, 0, 0], active=True)
     pilot._device._hand = lambda t: jumped
     after = moved(pilot, there, 5)
     assert np.abs(after[2:] - there).max() < 0.2, "a leader that jumps is approached anew"
+
+
+def test_a_leader_beyond_a_limit_is_followed_to_the_limit_and_its_gripper_is_no_jump():
+    robot = MockRobot()
+    there = np.array([3.0, 0.1, 0.0, 1.0])  # the robot goes to 2.0
+    hand = {"now": Hand(twist=np.zeros(6), axes=there, active=True)}
+    pilot = Pilot(Scripted(lambda t: hand["now"], "axes"), robot.spec, None, hold_s=0.05)
+    path = moved(pilot, np.zeros(4), 600)
+    np.testing.assert_allclose(path[-1], [2.0, 0.1, 0.0, 1.0], atol=1e-9)
+    hand["now"] = Hand(twist=np.zeros(6), axes=np.array([1.99, 0.1, 0.0, 0.0]), active=True)
+    after = moved(pilot, path[-1], 25)
+    np.testing.assert_allclose(after[0, :3], [1.99, 0.1, 0.0], atol=1e-9)
+    np.testing.assert_allclose(after[-1, 3], 0.0, atol=1e-9)
+
+
+def test_the_arm_is_the_persons_until_it_has_come_to_the_leader():
+    robot = MockRobot()
+    hand = {"now": Hand(twist=np.zeros(6), axes=np.array([1.0, 0.0, 0.0, 1.0]), active=True)}
+    pilot = Pilot(Scripted(lambda t: hand["now"], "axes"), robot.spec, None, hold_s=0.01)
+    moved(pilot, np.zeros(4), 1)
+    hand["now"] = Hand(twist=np.zeros(6), axes=np.array([1.0, 0.0, 0.0, 1.0]))  # it is held still
+    time.sleep(0.05)
+    commanded = np.zeros(4)
+    ticks = 0
+    while pilot.takes_over():
+        commanded, ticks = pilot.target(commanded, PERIOD), ticks + 1
+    assert ticks > 100, "1 rad at a fifth of 2 rad/s"
+    assert commanded[0] > 0.97
+
+
+def test_a_leader_with_other_axes_is_refused():
+    class Leader(Scripted):
+        feature = FeatureSpec(name="axes", shape=(4,), names=("a", "b", "c", "gripper"), units=("rad",) * 3 + ("1",))
+
+    with pytest.raises(SpecMismatchError, match="leads other axes"):
+        Pilot(Leader(None, "axes"), MockRobot().spec, None)
 
 
 @pytest.mark.parametrize("axes", [np.full(4, np.nan), np.zeros(3)])
@@ -195,9 +258,12 @@ def test_keys_of_a_terminal(keyboard, monkeypatch):
             assert not wait_for(keyboard, lambda hand: not hand.active).active
             os.write(main, b" yw")
             hand = wait_for(keyboard, lambda hand: hand.active)
-            assert hand.gripper == 0.0
+            assert hand.grip == "toggle"
             assert hand.keys == ("success",)
             assert keyboard.read().keys == (), "said once"
+            os.write(main, b"\x1b[A\x1b[3~\x1bOP")  # arrow, delete, F1
+            time.sleep(0.2)
+            assert keyboard.read().keys == ()
             os.write(main, b"\x1b")
             assert wait_for(keyboard, lambda hand: bool(hand.keys)).keys == ("stop",)
         keyboard.disconnect()
@@ -274,7 +340,8 @@ def test_sticks_and_buttons(pad):
     os.write(writer, event(EV_KEY, 308, 1) + event(EV_KEY, 308, 2) + event(EV_KEY, 304, 1))
     hand = wait_for(device, lambda hand: bool(hand.keys))
     assert hand.keys == ("success",)
-    assert wait_for(device, lambda hand: hand.gripper is not None).gripper == 0.0
+    assert hand.grip == "toggle"
+    assert device.read().grip == "", "said once"
     os.write(writer, event(EV_KEY, 311, 0))
     assert not wait_for(device, lambda hand: not hand.active).active
 
@@ -306,13 +373,20 @@ def test_a_device_that_is_gone_stops_the_session():
     assert pilot.failed == "unplugged"
 
 
-LISTING = """I: Bus=0003 Vendor=256f Product=c635 Version=0110
+LISTING = """I: Bus=0018 Vendor=06cb
+N: Name="Synaptics TouchPad"
+H: Handlers=mouse1 event4
+B: KEY=e520 10000 0 0 0 0
+
+I: Bus=0003 Vendor=256f Product=c635 Version=0110
 N: Name="3Dconnexion SpaceMouse Compact"
 H: Handlers=mouse2 event17
+B: KEY=3 0 0 0 0
 
 I: Bus=0003 Vendor=045e
-N: Name="Microsoft Xbox Series S|X Controller"
+N: Name="X-Box 360 pad"
 H: Handlers=event9 js0
+B: KEY=7cdb000000000000 0 0 0 0
 
 N: Name="Power Button"
 H: Handlers=kbd
@@ -321,12 +395,17 @@ H: Handlers=kbd
 
 def test_devices_are_found_by_name(tmp_path):
     (tmp_path / "devices").write_text(LISTING)
-    assert find_device("spacemouse", tmp_path / "devices") == "/dev/input/event17"
-    assert find_device("Xbox", tmp_path / "devices") == "/dev/input/event9"
-    with pytest.raises(RobotError, match="Is it plugged in"):
-        find_device("joystick", tmp_path / "devices")
+    listing = tmp_path / "devices"
+    assert find_device("spacemouse", [256], listing) == "/dev/input/event17"
+    assert find_device("pad", [304, 311], listing) == "/dev/input/event9", "a touchpad has no such buttons"
+    assert find_device("", [304, 311], listing) == "/dev/input/event9"
+    assert find_device("touchpad", [], listing) == "/dev/input/event4"
+    with pytest.raises(RobotError, match=r"with 'joystick' in its name: got .*X-Box.*Is it plugged in"):
+        find_device("joystick", [], listing)
+    with pytest.raises(RobotError, match="with these buttons"):
+        find_device("", [700], listing)
     with pytest.raises(RobotError, match="no input devices"):
-        find_device("pad", tmp_path / "nowhere")
+        find_device("pad", [], tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -401,12 +480,20 @@ def test_a_person_records_by_the_command_and_goes_on_with_it(tmp_path):
     assert episode.state[-1, 0] > 0.05
     assert (np.diff(episode.timestamp) > 0).all()
     before = store.num_episodes
-    said = session(before + 1, [(b"w", 0.5), (b"x", 0.01), (b"d", 0.6), (b"n", 0.01)])
+    said = session(
+        2,
+        [  # what the person broke off does not count
+            (b"w", 0.5),
+            (b"x", 0.01),
+            (b"d", 0.6),
+            (b"n", 0.01),
+        ],
+    )
     assert "discard" in said
     store = EpisodeStore.open(out)
     assert store.num_episodes == before + 1
     assert store.episodes[-1].success is False
-    done = subprocess.run([*words, f"episodes={before + 1}"], capture_output=True, text=True)
+    done = subprocess.run([*words, "episodes=2"], capture_output=True, text=True)
     assert "nothing to record" in done.stderr
 
 
