@@ -81,6 +81,11 @@ class RemotePolicy:
         lacking = {"spec", "action_horizon", "noise_dim", "takes_guidance", "identity"} - set(told)
         if lacking:
             raise WireError(f"{self.address}: the handshake lacks {sorted(lacking)}")
+        if told.get("executor") is not None:
+            raise ServerError(
+                f"{self.address} executes chunks itself ({told['executor']}); brachium's client does so too. Start the "
+                "server without executor="
+            )
         return told
 
     def reconnect(self) -> None:

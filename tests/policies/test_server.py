@@ -337,6 +337,8 @@ def test_an_executor_on_the_server_keeps_a_lane_for_each_client():
             np.testing.assert_allclose(got[0], alone.act([see(k)], [who])[0], atol=1e-5)
         with pytest.raises(ServerError, match="executes chunks itself"):
             PolicyConnection(address).ask(plain(see()) | {OURS: Wish(id=1).write()}, 5.0)
+        with pytest.raises(ServerError, match="Start the server without executor="):
+            RemotePolicy(address)
         assert len(server._executor._lanes) == 4  # and that of the warm-up
         for client in clients:
             client.close()
