@@ -94,6 +94,7 @@ def collect(
         log(f"{out}: has all {episodes} episodes already; nothing to record")
         return 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(teleop)  # a device that is not there is told before the robot is connected
         stack.enter_context(cell.connected(todo[0]))
         show(
             preflight(
@@ -109,7 +110,6 @@ def collect(
         logbook = RunLog(path, body.embodiment, robot.spec, source="teleop")
         stack.callback(logbook.close)
         stack.enter_context(cell.signals())
-        stack.enter_context(teleop)
         table(f"{teleop.name} moves {robot.spec.name}", ["key", "meaning"], teleop.describe())
         kept, kind = 0, ""
         while todo:

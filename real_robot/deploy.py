@@ -116,6 +116,8 @@ def deploy(
         raise ConfigError("what is the robot to do? Type: instruction='put the red cube in the bowl'")
     summary = Summary(policy=policy, control_hz=timing.control_hz, delay_ms=delay_ms, mode=mode)
     with contextlib.ExitStack() as stack:
+        if teleop is not None:
+            stack.enter_context(teleop)  # a device that is not there is told before anything is loaded or connected
         remote = stack.enter_context(_policy(policy, token, authority, device, threads))
         body, acting = cell.body(remote.embodiment), executor(remote)
         stack.enter_context(cell.connected(seed))
@@ -138,7 +140,6 @@ def deploy(
         if logbook is not None:
             stack.callback(logbook.close)
         if teleop is not None:
-            stack.enter_context(teleop)
             table(f"{teleop.name} takes over", ["key", "meaning"], teleop.describe())
         summary.of(remote, acting)
         stack.enter_context(cell.signals())
