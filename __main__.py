@@ -42,7 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 COMPLETION = "completion"
 # A verb that does another thing when one of these groups is chosen: verb -> (words begin with, config).
-VARIANTS = {"record": (("robot=", "teleop="), "record_robot")}
+VARIANTS = {"record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,8 +94,10 @@ def _dispatch(words: list[str]) -> int:
 
 def config_of(verb: str, words: Sequence[str]) -> str:
     """The primary config of a verb with these words after it."""
-    starts, other = VARIANTS.get(verb, ((), ""))
-    return other if other and any(word.startswith(starts) for word in words) else VERBS[verb][0]
+    for starts, other in VARIANTS.get(verb, {}).items():
+        if any(word.startswith(starts) for word in words):
+            return other
+    return VERBS[verb][0]
 
 
 def help_text() -> str:

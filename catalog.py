@@ -62,9 +62,9 @@ def describe(config: str, search_path: Sequence[str] = ()) -> str:
         root = importlib.resources.files(where.replace("/", ".")) if scheme == "pkg" else Path(where or scheme)
         file = root.joinpath(f"{config}.yaml")
         if file.is_file():
-            first = next((line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()), "")
-            text = first.lstrip("# ").strip() if first.startswith("#") else ""
-            return "" if text.startswith("@package") else text
+            lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+            first = next((line for line in lines if line and not line.startswith("# @package")), "")
+            return first.lstrip("# ") if first.startswith("#") else ""
     return ""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .console import human_time, log, table
+from .corrections import Corrections, record_corrections
 from .datasets.inspect import inspect_store
 from .datasets.store import EpisodeStore
 from .envs.record import record
@@ -21,7 +22,7 @@ from .vla.loop import Optimization
 from .vla.pretrained import find_pretrained, identity_of
 from .vla.recipe import Recipe
 
-STAGES = ("record", "train", "eval")
+STAGES = ("record", "train", "correct", "eval")
 
 
 def demo(
@@ -34,6 +35,7 @@ def demo(
     optimization: Optimization,
     executor: Callable[..., Any],
     vector: Callable[..., Any],
+    corrections: Corrections,
     out: str = "outputs/demo",
     tables: int = 2500,
     demos: int = 200,
@@ -57,6 +59,7 @@ def demo(
         optimization: Training of the head.
         executor: Turns chunks into actions.
         vector: Makes a vector environment from factories.
+        corrections: Rounds in which an expert corrects the policy where it goes, and it is trained on.
         out: Folder for everything.
         tables: Tables drawn for grounding; each is seen in several arm poses.
         demos: Demonstrations a task.
@@ -86,8 +89,20 @@ def demo(
         stage.reused = _fingerprints(folder) == before
     inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
     grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
-    with clock.stage("train", run) as stage:
-        stage.reused = not _train(folder, run, clock, model, grounding, encoder, optimization, device)
+    # What rounds of corrections begin from stands beside their result.
+    drafts = _drafts(folder, run, corrections.rounds)
+    stores = [folder / "store"]
+    with clock.stage("train", drafts[0] if drafts else run) as stage:
+        first = _Training(stores, model, grounding, encoder, None, optimization)
+        stage.reused = not first.run(drafts[0] if drafts else run, clock, device)
+    longer = replace(optimization, steps=corrections.steps)
+    for draft, following in zip(drafts, [*drafts[1:], run]):
+        stores.append(draft.with_name(f"{draft.name}-store"))
+        with clock.stage("correct", following) as stage:
+            stage.reused = not _correct(suite, draft / "checkpoint", stores[-1], executor, corrections, workers)
+        with clock.stage("train", following) as stage:
+            later = _Training(stores, model, grounding, encoder, draft / "checkpoint", longer)
+            stage.reused = not later.run(following, clock, device)
     with clock.stage("eval", run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
@@ -102,7 +117,7 @@ def demo(
         )
         summary = json.loads((run / "eval" / "summary.json").read_text())
         stage.reused = not summary["this_run"]["episodes"]
-    result = collect_result(folder, run, clock)
+    result = collect_result(folder, run, clock, drafts)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     from .policies.report import write_report
 
@@ -112,47 +127,87 @@ def demo(
     return 0
 
 
-def _train(
-    folder: Path,
-    run: Path,
-    clock: StageClock,
-    model: Recipe,
-    grounding: Grounding,
-    encoder: str | None,
-    optimization: Optimization,
-    device: str,
-) -> bool:
-    """Train unless the same request on the same data is answered by the checkpoint that is there; whether it did."""
-    from .vla.train import train
+@dataclass(frozen=True)
+class _Training:
+    """What is trained on what; `init` is the checkpoint that a round of corrections goes on from."""
 
-    request = {
-        "model": model.to_dict(),
-        "grounding": None if encoder else {"options": vars(grounding.optimization), "sentences": grounding.sentences},
-        "encoder": identity_of(encoder) if encoder else None,
-        "optimization": vars(optimization),
-        "data": _fingerprints(folder),
-    }
-    wanted, note = json.dumps(request, sort_keys=True, default=str), run / "request.json"
-    same = note.exists() and note.read_text() == wanted
-    if same and (run / "checkpoint").exists():
-        log(f"{run / 'checkpoint'}: trained already on this data; reusing it")
+    stores: Sequence[Path]
+    model: Recipe
+    grounding: Grounding
+    encoder: str | None
+    init: Path | None
+    optimization: Optimization
+
+    def run(self, run: Path, clock: StageClock, device: str) -> bool:
+        """Train unless the same request on the same data is answered by the checkpoint there; whether it did."""
+        from .vla.train import train
+
+        grounding, encoder = self.grounding, self.encoder
+        request = {
+            "model": self.model.to_dict(),
+            "grounding": None if encoder else {"options": vars(grounding.optimization), "said": grounding.sentences},
+            "encoder": identity_of(encoder) if encoder else None,
+            "init": None if self.init is None else json.loads((self.init.parent / "request.json").read_text()),
+            "optimization": vars(self.optimization),
+            "data": [EpisodeStore.open(path).fingerprint for path in self.stores],
+            "scenes": None if encoder else EpisodeStore.open(grounding.store).fingerprint,
+        }
+        wanted, note = json.dumps(request, sort_keys=True, default=str), run / "request.json"
+        same = note.exists() and note.read_text() == wanted
+        if same and (run / "checkpoint").exists():
+            log(f"{run / 'checkpoint'}: trained already on this data; reusing it")
+            return False
+        if not same and run.exists():
+            log(f"{run}: was trained with other options or data; starting anew")
+            shutil.rmtree(run)
+            clock.forget(run)
+        run.mkdir(parents=True, exist_ok=True)
+        note.write_text(wanted)
+        begin = {"init": str(self.init)} if self.init else {"grounding": None if encoder else grounding}
+        train(
+            store=[str(path) for path in self.stores],
+            model=self.model,
+            encoder=None if self.init else encoder,
+            optimization=self.optimization,
+            out=str(run),
+            resume=True,
+            device=device,
+            **begin,
+        )
+        return True
+
+
+def _correct(
+    suite: Mapping[str, Callable[..., Any]],
+    checkpoint: Path,
+    store: Path,
+    executor: Callable[..., Any],
+    corrections: Corrections,
+    workers: int,
+) -> bool:
+    """Record a round of corrections; whether there was anything to record."""
+    note, told = store.with_suffix(".json"), (checkpoint.parent / "request.json").read_text()
+    wanted = json.dumps([told, vars(corrections)], default=str)
+    found = json.loads(note.read_text()) if note.exists() else {"request": None, "done": False}
+    if found == {"request": wanted, "done": True} and store.exists():
+        log(f"{store}: has the corrections of this policy already; reusing them")
         return False
-    if not same and run.exists():
-        log(f"{run}: was trained with other options or data; starting anew")
-        shutil.rmtree(run)
-        clock.forget(run)
-    run.mkdir(parents=True, exist_ok=True)
-    note.write_text(wanted)
-    train(
-        store=str(folder / "store"),
-        model=model,
-        grounding=None if encoder else grounding,
-        encoder=encoder,
-        optimization=optimization,
-        out=str(run),
-        resume=True,
-        device=device,
-    )
+    if store.exists() and found["request"] != wanted:
+        log(f"{store}: was recorded with another policy; starting anew")
+        shutil.rmtree(store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"request": wanted, "done": False}))
+    for make in suite.values():
+        record_corrections(
+            policy=str(checkpoint),
+            env=make,
+            executor=executor,
+            out=str(store),
+            episodes=corrections.episodes,
+            workers=workers,
+            max_delay=corrections.max_delay,
+        )
+    note.write_text(json.dumps({"request": wanted, "done": True}))
     return True
 
 
@@ -184,7 +239,11 @@ class StageClock:
 
     def of(self, name: str, run: Path) -> float:
         """Seconds of a stage [s]."""
-        return self.seconds.get(f"{run.name}/{name}", self.seconds.get(name, 0.0))
+        return self.only(name, run) or self.seconds.get(name, 0.0)
+
+    def only(self, name: str, run: Path) -> float:
+        """Seconds of a stage that is a run's own [s]."""
+        return self.seconds.get(f"{run.name}/{name}", 0.0)
 
 
 class _Stage:
@@ -204,16 +263,23 @@ class _Stage:
             self.clock.path.write_text(json.dumps(self.clock.seconds, indent=1) + "\n")
 
 
-def collect_result(folder: Path, run: Path, clock: StageClock) -> dict[str, Any]:
+def _drafts(folder: Path, run: Path, rounds: int) -> list[Path]:
+    """Where the policies stand that rounds of corrections begin with."""
+    return [folder / "rounds" / f"{run.name}-{k}" for k in range(rounds)]
+
+
+def collect_result(folder: Path, run: Path, clock: StageClock, drafts: Sequence[Path] = ()) -> dict[str, Any]:
     """The machine-readable result; every figure is read from what the stages wrote."""
     summary = json.loads((run / "eval" / "summary.json").read_text())
     keys = ("episodes", "success", "success_rate", "ci95")
-    seconds = {name: round(clock.of(name, run), 1) for name in STAGES}
+    spent = {name: clock.of(name, run) + sum(clock.only(name, draft) for draft in drafts) for name in STAGES}
+    seconds = {name: round(value, 1) for name, value in spent.items() if value}
     return {
         **{k: summary["total"][k] for k in keys},
         "tasks": {name: {k: task[k] for k in keys} for name, task in summary["tasks"].items()},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "demos": EpisodeStore.open(folder / "store").num_episodes,
+        "corrections": sum(EpisodeStore.open(f"{draft}-store").num_episodes for draft in drafts),
         "parameters": summary["parameters"],
         "head": summary["head"],
         "seed": summary["train_seed"],
@@ -227,10 +293,13 @@ def _farewell(folder: Path, run: Path, result: Mapping[str, Any]) -> None:
         share = f"{100 * part['success_rate']:.0f} %"
         rows.append([name, f"{part['success']}/{part['episodes']}", share, f"[{100 * low:.0f}, {100 * high:.0f}] %"])
     seconds = result["seconds"]
-    times = ", ".join(f"{name} {human_time(seconds[name])}" for name in STAGES)
+    times = ", ".join(f"{name} {human_time(seconds[name])}" for name in STAGES if name in seconds)
+    shown = f"{result['demos']} demonstrations"
+    if result["corrections"]:
+        shown += f" and {result['corrections']} corrections"
+    shown += f": {human_time(seconds['total'])} ({times})"
     table(
-        f"\n{result['head']}, {result['parameters'] / 1e6:.1f} M parameters, {result['demos']} demonstrations: "
-        f"{human_time(seconds['total'])} ({times})",
+        f"\n{result['head']}, {result['parameters'] / 1e6:.1f} M parameters, {shown}",
         ["task", "success", "rate", "95 % interval"],
         rows,
     )

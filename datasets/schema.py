@@ -16,6 +16,9 @@ TIMESTAMP = FeatureSpec(name="timestamp", shape=(1,), dtype="float64", names=("t
 ALWAYS = ("state", "action", "timestamp")
 PRESENT = "present"
 """Field that says which optional fields a step has; on disk where a schema has any."""
+EXECUTED = "executed"
+"""Extra field of demonstrations that were disturbed: what the robot did, where `action` says what would have been right
+(DART, Laskey et al. 2017)."""
 MAP_DTYPES = ("uint8", "uint16")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..datasets.schema import StoreSchema
+from ..datasets.schema import EXECUTED, StoreSchema
+from ..spec import EmbodimentSpec
 from .tabletop import TabletopEnv
 
 
@@ -29,13 +31,20 @@ class RecordedEpisode(NamedTuple):
     success: bool | None
 
 
+def demonstration_schema(embodiment: EmbodimentSpec) -> StoreSchema:
+    """What a demonstration's steps hold: the embodiment's fields, and what was executed beside what was right."""
+    executed = replace(embodiment.action, name=EXECUTED, low=(), high=())
+    return StoreSchema(embodiment=embodiment, extras=(executed,))
+
+
 class ExpertDemonstrations:
     """Runs the expert of an environment.
 
     On a share of the episodes the executed action is disturbed while the label stays the expert's clean action at the
     state reached (DART, Laskey et al. 2017), so that the data shows how to come back. On some, the gripper is forced
     open for a few steps: what is held falls, and is picked up again. On some, the arm stumbles: for a few steps it goes
-    a straight way of its own, which brings it to where small disturbances never would.
+    a straight way of its own, which brings it to where small disturbances never would. What was executed is kept beside
+    the labels (`EXECUTED`).
 
     Args:
         env: An environment with `expert_action`.
@@ -59,7 +68,7 @@ class ExpertDemonstrations:
         self.env, self.noise, self.noisy, self.drop, self.stumble = env, noise, noisy, drop, stumble
         self.settle = settle
         self.name = env.task.name
-        self.schema = StoreSchema(embodiment=env.embodiment.spec)
+        self.schema = demonstration_schema(env.embodiment.spec)
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """Run one episode; the same seed gives the same episode."""
@@ -74,15 +83,16 @@ class ExpertDemonstrations:
         for t in range(env.task.max_steps):
             action = env.expert_action()
             images = {name: observation[name] for name in embodiment.spec.camera_names}
-            steps.append(Step(images, observation["state"], action, {}))
-            if success and (after := after + 1) >= self.settle:
-                break
             executed = action + rng.normal(0.0, 1.0, action.shape) * scale
             if t in astray:
                 executed = self._stumbled(action, astray[t])
             if drop_at <= t < drop_at + 2:
                 executed[-1] = 1.0
-            observation, _, terminated, _, info = env.step(executed.astype(np.float32))
+            executed = executed.astype(np.float32)
+            steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
+            if success and (after := after + 1) >= self.settle:
+                break
+            observation, _, terminated, _, info = env.step(executed)
             success = success or bool(info["success"])
             if terminated and not success:
                 break

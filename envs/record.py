@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,37 @@ def record(
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
+    options = {"noise": noise, "noisy": noisy, "drop": drop, "stumble": stumble}
+    return record_from(
+        partial(make_source, env, options),
+        out=out,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        keep_failures=keep_failures,
+        overwrite=overwrite,
+    )
+
+
+def record_from(
+    make: Callable[[], Any],
+    *,
+    out: str,
+    episodes: int,
+    seed: int,
+    workers: int,
+    keep_failures: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Record the episodes of a source in several processes.
+
+    Args:
+        make: Makes the source in each process: it has a `name`, a `schema` and `record(seed)`, which gives episodes.
+        out, episodes, seed, workers, keep_failures, overwrite: See `record`.
+    """
     if episodes < 1 or workers < 1:
         raise ConfigError(f"expected episodes and workers of at least 1, got episodes={episodes}, workers={workers}")
-    options = {"noise": noise, "noisy": noisy, "drop": drop, "stumble": stumble}
-    source = make_source(env, options)
+    source = make()
     store = _open_or_create(Path(out), source, overwrite)
     # adopt what a killed writer was about to commit, before we count what is there; of a seed that broke off, nothing
     EpisodeWriter(store, salvage="nothing").close()
@@ -75,9 +103,9 @@ def record(
         log(f"{out}: has {episodes - len(todo)} of {episodes} episodes of {source.name}; recording the rest")
     require_disk(out, BYTES_PER_EPISODE * len(todo), "recording")
     workers = min(workers, max(1, len(todo) // 8))
-    failed = _run_workers(env, options, out, source.name, todo, workers, keep_failures)
+    failed = _run_workers(make, out, source.name, todo, workers, keep_failures)
     if failed:
-        log(f"{source.name}: the expert failed in {failed} of {len(todo)} episodes; they are not kept")
+        log(f"{source.name}: failed in {failed} of {len(todo)} episodes; they are not kept")
     store = store.refresh()
     log(f"{out}: {store.num_episodes} episodes, {store.total_frames} frames")
     return 0
@@ -112,8 +140,7 @@ def _open_or_create(path: Path, source: Any, overwrite: bool) -> EpisodeStore:
 
 
 def _run_workers(
-    env: Callable[..., Any],
-    options: dict[str, float],
+    make: Callable[[], Any],
     out: str,
     name: str,
     seeds: Sequence[int],
@@ -127,7 +154,7 @@ def _run_workers(
     processes = [
         context.Process(
             target=_worker,
-            args=(env, options, out, seeds[k::workers], keep_failures, messages, stop),
+            args=(make, out, seeds[k::workers], keep_failures, messages, stop),
             daemon=True,
         )
         for k in range(workers)
@@ -167,8 +194,7 @@ def _run_workers(
 
 
 def _worker(
-    env: Callable[..., Any],
-    options: dict[str, float],
+    make: Callable[[], Any],
     out: str,
     seeds: Sequence[int],
     keep_failures: bool,
@@ -179,7 +205,7 @@ def _worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
     _end_with_parent()
     try:
-        source = make_source(env, options)
+        source = make()
         # Commits fall between seeds, never between the episodes of one: a seed is in the store whole or not at all.
         with EpisodeWriter(
             EpisodeStore.open(out), episodes_per_segment=sys.maxsize, source=source.name, salvage="nothing"

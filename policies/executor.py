@@ -20,9 +20,17 @@ class _Lane:
     rng: np.random.Generator
     step: int = 0
     timeline: Timeline = field(default_factory=Timeline)
-    coming: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
-    """(step of arrival, first step, rows) of each."""
+    asked: int | None = None
+    """Step of the last request."""
+    coming: tuple[int, np.ndarray] | None = None
+    """(step of arrival, rows) of the chunk that was asked for and has not come."""
     last: np.ndarray | None = None
+
+    def arrive(self) -> None:
+        """Put the chunk that has come by now on the time axis."""
+        if self.coming is not None and self.asked is not None and self.coming[0] <= self.step:
+            self.timeline.add(self.asked, self.coming[1])
+            self.coming = None
 
 
 class ChunkExecutor:
@@ -35,7 +43,8 @@ class ChunkExecutor:
         policy: What predicts chunks.
         replan_every: Steps between two requests.
         inference_delay: Steps between an observation and the arrival of its chunk; in simulation only, to see what it
-            costs. An episode begins when its first chunk has come. Where chunks come too late, the robot holds.
+            costs. The next chunk is asked for when the last has come, and an episode begins when its first one has;
+            where chunks come too late, the robot holds.
         temperature: Factor of the noise that chunks are drawn from. Below 1, chunks are nearer to the most likely one:
             what demonstrations vary in (their makers' corrections of disturbances) is left out.
     """
@@ -68,14 +77,13 @@ class ChunkExecutor:
         missing = [lane for lane in lanes if lane not in self._lanes]
         if missing:
             raise ConfigError(f"lanes {missing} act before reset(lane, seed)")
-        self._ask(observations, [self._lanes[lane] for lane in lanes])
+        states = [self._lanes[lane] for lane in lanes]
+        for state in states:  # what has come by now is known when the next chunk is asked for
+            state.arrive()
+        self._ask(observations, states)
         actions = []
-        for lane, observation in zip(lanes, observations):
-            state = self._lanes[lane]
-            due = [one for one in state.coming if one[0] <= state.step]
-            state.coming = [one for one in state.coming if one[0] > state.step]
-            for _, start, rows in due:
-                state.timeline.add(start, rows)
+        for state, observation in zip(states, observations):
+            state.arrive()
             candidates = state.timeline.at(state.step)
             state.last = self.merge(candidates) if candidates else self.hold(state.last, observation)
             actions.append(state.last)
@@ -83,8 +91,12 @@ class ChunkExecutor:
         return np.stack(actions).astype(np.float32)
 
     def _ask(self, observations: Sequence[Observation], states: Sequence[_Lane]) -> None:
-        """One batched request for all lanes whose turn it is."""
-        asking = [k for k, state in enumerate(states) if state.step % self.replan_every == 0]
+        """One batched request for all lanes whose turn it is: one at a time, as a robot's policy computes one."""
+        asking = [
+            k
+            for k, state in enumerate(states)
+            if state.coming is None and (state.asked is None or state.step - state.asked >= self.replan_every)
+        ]
         if not asking:
             return
         shape = (self.policy.action_horizon, self.policy.noise_dim)
@@ -97,7 +109,7 @@ class ChunkExecutor:
         for row, k in enumerate(asking):
             state = states[k]
             delay = self.inference_delay if state.step else 0  # the robot starts when it knows what to do
-            state.coming.append((state.step + delay, state.step, chunk.actions[row]))
+            state.asked, state.coming = state.step, (state.step + delay, chunk.actions[row])
 
     def hold(self, last: np.ndarray | None, observation: Observation) -> np.ndarray:
         """The action that keeps the robot where it is: nothing for deltas, the last targets for absolute ones."""

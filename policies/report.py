@@ -19,7 +19,7 @@ VIDEO_BYTES = 5_000_000
 """Bytes of video that the file holds at most; further ones stay in their folder."""
 MOST = 8
 """Rows of a table of what fails."""
-_STAGE_ORDER = ("record", "ground", "train", "eval", "total")
+_STAGE_ORDER = ("record", "ground", "train", "correct", "eval", "total")
 
 
 def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, Any] | None = None) -> Path:
@@ -185,6 +185,7 @@ def _speed(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _stages(run: Run) -> list[tuple[str, Any]]:
     """Seconds a stage: those of the caller, else those of the checkpoint."""
     names = {"ground": "grounding", "eval": "evaluation", "train": "training", "record": "recording"}
+    names |= {"correct": "corrections"}
     given = run.extra.get("seconds")
     seconds = given if isinstance(given, Mapping) else run.meta.get("seconds")
     if not isinstance(seconds, Mapping):

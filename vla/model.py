@@ -176,12 +176,20 @@ class VLAModel(nn.Module):
         action_pad: Bool[Tensor, "b h"],
         embodiment: str,
         generator: torch.Generator,
+        executed: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Loss of each window; padded steps and constant dimensions do not count."""
+        """Loss of each window; padded steps and constant dimensions do not count.
+
+        `executed` is what the robot did where it was disturbed and `action` says what would have been right; heads
+        with a `max_delay` go on from it.
+        """
         normalised, active = self.normalised_action(action, embodiment, state)
         context = self.context(encoding, state, embodiment, generator)
         seen = context.detach() if self.recipe.insulate else context
-        each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator)
+        more = {}
+        if executed is not None and self.max_delay:
+            more["executed"] = self.normalised_action(executed, embodiment, state)[0]
+        each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator, **more)
         if self.speech is not None:
             said = self.speech.loss(context, normalised, ~action_pad, active, embodiment, generator)
             each = each + self.recipe.speech_weight * said
@@ -214,6 +222,11 @@ class VLAModel(nn.Module):
         if spec.high:
             actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
         return actions
+
+    @property
+    def max_delay(self) -> int:
+        """Most first steps of a chunk that may be given in sampling because the head was trained so; 0 for none."""
+        return getattr(self.head, "max_delay", 0)
 
     @property
     def takes_guidance(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..console import log, progress
 from ..datasets.episode import EpisodeInfo
 from ..datasets.sampler import ShuffledSampler
+from ..datasets.schema import EXECUTED
 from ..datasets.store import EpisodeStore
 from ..datasets.window import WindowDataset, WindowSpec
 from .backbones.resize import Images
@@ -40,7 +42,8 @@ def episode_key(episode: EpisodeInfo) -> str:
 class PolicyBatch:
     """b windows: state (b, s), action (b, h, a), action_pad (b, h), and either an encoding or images and tokens.
 
-    `previous` (b, a) is the action before each window; where `first` (b,) is True there is none.
+    `previous` (b, a) is the action before each window; where `first` (b,) is True there is none. `executed` (b, h, a)
+    is what was done where it differs from what would have been right.
     """
 
     embodiment: str
@@ -49,6 +52,7 @@ class PolicyBatch:
     action_pad: Bool[Tensor, "b h"]
     previous: Float[Tensor, "b a"]
     first: Bool[Tensor, " b"]
+    executed: Float[Tensor, "b h a"] | None = None
     encoding: Encoding | None = None
     images: Images | None = None
     tokens: Int[Tensor, "b l"] | None = None
@@ -60,6 +64,29 @@ class PolicyBatch:
         if self.images is None or self.tokens is None:
             raise RuntimeError("a batch without encoding needs images and tokens")
         return model.encode(self.images, self.tokens, self.state, self.embodiment)
+
+
+def joined(parts: Sequence[PolicyBatch]) -> PolicyBatch:
+    """Batches of one embodiment as one, so that a model runs once for all of them."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    fields: dict[str, Any] = {
+        key: torch.cat([getattr(part, key) for part in parts])
+        for key in ("state", "action", "action_pad", "previous", "first")
+    }
+    if any(part.executed is not None for part in parts):
+        fields["executed"] = torch.cat([part.action if part.executed is None else part.executed for part in parts])
+    seen = [part.encoding for part in parts]
+    if first.encoding is not None:
+        words, points = ([getattr(each, key) for each in seen] for key in ("words", "points"))
+        return PolicyBatch(
+            **fields, embodiment=first.embodiment, encoding=Encoding(words=torch.cat(words), points=torch.cat(points))
+        )
+    pictures: list[Any] = [part.images for part in parts]
+    images = tuple(map(torch.cat, zip(*pictures))) if isinstance(first.images, tuple) else torch.cat(pictures)
+    tokens: list[Any] = [part.tokens for part in parts]
+    return PolicyBatch(**fields, embodiment=first.embodiment, images=images, tokens=torch.cat(tokens))
 
 
 class PolicyData:
@@ -84,7 +111,10 @@ class PolicyData:
         encodings: Encoding | None,
     ) -> None:
         self.store, self.model, self.encodings = store, model, encodings
-        self.windows = WindowDataset(store, WindowSpec(action_horizon=model.recipe.action_horizon), episodes=episodes)
+        h = model.recipe.action_horizon
+        self.disturbed = model.max_delay > 0 and EXECUTED in store.schema.fields
+        more: dict[str, Any] = {"extras": (EXECUTED,), "offsets": {EXECUTED: range(h)}} if self.disturbed else {}
+        self.windows = WindowDataset(store, WindowSpec(action_horizon=h, **more), episodes=episodes)
         self.sampler = ShuffledSampler(len(self.windows), min(batch_size, len(self.windows)), seed)
 
     def make(self, step: int) -> PolicyBatch:
@@ -106,6 +136,9 @@ class PolicyData:
             "action": torch.from_numpy(window.action).to(device),
             "action_pad": torch.from_numpy(window.action_pad).to(device),
         }
+        if self.disturbed:
+            executed = window.extras[EXECUTED].astype(np.float32, copy=False)
+            common["executed"] = torch.from_numpy(executed).to(device)
         if self.encodings is not None:
             return PolicyBatch(**common, encoding=self.encodings.rows(torch.from_numpy(now).to(device)))
         images = {k: v[:, -1] for k, v in window.images.items()}

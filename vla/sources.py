@@ -20,7 +20,7 @@ from ..datasets.window import WindowDataset, WindowSpec
 from ..errors import ConfigError, StoreError
 from ..spec import EmbodimentSpec
 from .model import VLAModel
-from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key
+from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key, joined
 from .recipe import Recipe
 from .relative import relative_statistics, relative_to
 
@@ -127,7 +127,7 @@ def sampled_chunks(
 class MixedData:
     """Training batches over several sources; those of one store are shuffled, those of several mixed by weights.
 
-    A batch is a list of parts, one a source that was drawn, for a part has one action dimension and one set of cameras.
+    A batch is a list of parts, one an embodiment that was drawn: it has one action dimension and one set of cameras.
 
     Args:
         sources: Stores and their episodes.
@@ -166,4 +166,9 @@ class MixedData:
         if self.sampler is None:
             return [self.training[0].make(step)]
         source, window = self.sampler.draws(step * self.batch_size, self.batch_size)
-        return [part.batch(window[source == k]) for k, part in enumerate(self.training) if (source == k).any()]
+        found: dict[str, list[PolicyBatch]] = {}
+        for k, part in enumerate(self.training):
+            if (source == k).any():
+                batch = part.batch(window[source == k])
+                found.setdefault(batch.embodiment, []).append(batch)
+        return [joined(parts) for parts in found.values()]

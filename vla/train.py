@@ -192,7 +192,7 @@ def _objective(
                 parts["language"] = parts.get("language", torch.zeros_like(total)) + share * said.detach()
             else:
                 encoding = batch.encode(vla)
-                args = (batch.state, batch.action, batch.action_pad, batch.embodiment, generator)
+                args = (batch.state, batch.action, batch.action_pad, batch.embodiment, generator, batch.executed)
                 found = vla.loss(encoding, *args).mean()
             total = total + share * found
             if len(batches) > 1:
@@ -214,7 +214,8 @@ def _insulated(
     asked = nn.functional.pad(batch.tokens, (text.shape[1] - batch.tokens.shape[1], 0), value=vla.encoder.pad_id)
     features = vla.encoder.read(batch.images, torch.stack([asked, text], dim=1))
     encoding = vla.encoder.encoding(features, asked, batch.state).detach()
-    each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, batch.embodiment, generator)
+    args = (batch.state, batch.action, batch.action_pad, batch.embodiment, generator, batch.executed)
+    each = vla.loss(encoding, *args)
     spoken = writer.loss(features.text[:, 1], targets)
     return each.mean() + spoken, spoken
 

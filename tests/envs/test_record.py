@@ -32,12 +32,12 @@ def quick(make_arm):
 def in_process(monkeypatch):
     """Record in this process: the worker itself, without starting others."""
 
-    def run(env, options, out, name, seeds, workers, keep_failures):
+    def run(make, out, name, seeds, workers, keep_failures):
         messages = queue.Queue()
         before = signal.getsignal(signal.SIGINT)
         try:
             for k in range(workers):
-                module._worker(env, options, out, seeds[k::workers], keep_failures, messages, threading.Event())
+                module._worker(make, out, seeds[k::workers], keep_failures, messages, threading.Event())
         finally:
             signal.signal(signal.SIGINT, before)
         told = [messages.get_nowait() for _ in range(messages.qsize())]
@@ -147,7 +147,8 @@ def test_what_a_killed_writer_finished_counts(tmp_path, quick, in_process, monke
         "with initialize_config_module('brachium.conf', version_base='1.3'):\n"
         "    env = instantiate(compose('record', ['env=tabletop/reach']).env)\n"
         "options = dict(noise=0.3, noisy=0.8, drop=0.1)\n"
-        "record._worker(env, options, sys.argv[1], [1, 2], False, queue.Queue(), threading.Event())\n"
+        "make = partial(record.make_source, env, options)\n"
+        "record._worker(make, sys.argv[1], [1, 2], False, queue.Queue(), threading.Event())\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == 9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brachium.errors import ConfigError
-from brachium.policies.executor import RecedingHorizon, TemporalEnsemble
+from brachium.policies.executor import RealTimeChunking, RecedingHorizon, TemporalEnsemble
 from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec, Observation
 
 DIM, HORIZON = 3, 5
@@ -129,6 +129,59 @@ def test_lanes_that_need_a_chunk_ask_in_one_batch():
     for _ in range(3):
         executor.act([see(rng) for _ in range(4)], range(4))
     assert [count for count, _ in policy.asked] == [4]
+
+
+class Led(Noisy):
+    """Takes guidance, and remembers it."""
+
+    takes_guidance = True
+
+    def __init__(self):
+        super().__init__()
+        self.guides = []
+
+    def predict(self, observations, noise, guidance=None):
+        self.guides += list(guidance or [None] * len(observations))
+        return super().predict(observations, noise)
+
+
+@pytest.mark.parametrize("delay", range(4))
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_a_chunk_goes_on_from_is_what_is_executed_until_it_comes(delay, every):
+    """One request at a time; its frozen rows are the very actions of the steps between its picture and its arrival."""
+    policy, rng = Led(), np.random.default_rng(6)
+    executor = RealTimeChunking(policy, execute_horizon=every, inference_delay=delay)
+    executor.reset(0, seed=3)
+    done, asked = [], []
+    for t in range(24):
+        before = len(policy.guides)
+        done.append(executor.act([see(rng)], [0])[0])
+        asked += [t] * (len(policy.guides) - before)
+    assert asked == [0, *range(every, 24, max(every, delay))], "the first chunk is waited for"
+    assert policy.guides[0] is None
+    frozen = 0
+    for before, t, guide in zip(asked, asked[1:], policy.guides[1:]):
+        count = int((guide.weights == 1.0).sum()) if guide is not None else 0
+        assert count == min(delay, HORIZON - every, HORIZON - (t - before))
+        for k in range(min(count, 24 - t)):
+            np.testing.assert_array_equal(guide.actions[k], done[t + k])
+            frozen += 1
+    assert frozen or not delay
+
+
+@pytest.mark.parametrize("delay", range(3))
+def test_a_delayed_chunk_is_executed_from_the_row_of_its_arrival(delay):
+    policy, rng = Noisy(), np.random.default_rng(7)
+    executor = RecedingHorizon(policy, execute_horizon=2, inference_delay=delay)
+    executor.reset(0, seed=5)
+    seen = [see(rng) for _ in range(15)]
+    done = [executor.act([o], [0])[0] for o in seen]
+    noise = np.random.default_rng([5, 0xAC7])
+    drawn = {t: noise.standard_normal((HORIZON, DIM), np.float32) for t in range(0, 15, 2)}
+    chunks = {t: policy.chunk(seen[t].state, draw) for t, draw in drawn.items()}
+    for t, action in enumerate(done):
+        newest = max(start for start in chunks if start == 0 or start + delay <= t)
+        np.testing.assert_array_equal(action, chunks[newest][t - newest])
 
 
 def test_a_reset_starts_the_episode_again_from_its_seed():

@@ -51,7 +51,8 @@ def backbone_node(**options):
 
 
 def make_recipe(head="flow", *, points=False, **options):
-    options = {"backbone": backbone_node(), "head": HEADS[head], "action_horizon": 4, "max_tokens": 8, **options}
+    node = HEADS[head] if isinstance(head, str) else head
+    options = {"backbone": backbone_node(), "head": node, "action_horizon": 4, "max_tokens": 8, **options}
     return Recipe(points=points, width=16, **options)
 
 

@@ -13,13 +13,15 @@ from brachium.policies.vla_policy import VLAPolicy
 from brachium.vla.action_tokens.fast import FastTokenizer
 from brachium.vla.build import fit_tokenizers, owned_by
 from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
+from brachium.vla.encoder import Encoding
 from brachium.vla.heads.written import Written
 from brachium.vla.loop import Optimization
+from brachium.vla.policy_data import joined
 from brachium.vla.sources import MixedData, embodiments_of, open_sources, sampled_chunks, statistics_of
 from brachium.vla.tokenizer import word_tokenizer
 from brachium.vla.train import train
 
-from .conftest import TEXTS, make_embodiment, make_model, make_recipe, record_demos
+from .conftest import HEADS, TEXTS, make_embodiment, make_model, make_recipe, record_demos
 
 EXPERT = {"_target_": "brachium.vla.heads.expert.ExpertHead", "width": 16, "mlp": 24, "steps": 2}
 
@@ -136,6 +138,27 @@ def test_batches_are_mixed_by_weights(stores):
     assert share(None) == pytest.approx(windows[1] / sum(windows), abs=0.03)
     assert share([1.0, 3.0]) == pytest.approx(0.75, abs=0.03)
     assert share([1.0, 0.0]) == 0.0
+
+
+def test_windows_of_one_robot_come_as_one_batch_whatever_stores_they_are_of(stores, tmp_path):
+    more = record_demos(tmp_path / "more", range(20, 23))
+    sources = open_sources([stores[0], str(more.path)], 0.0)
+    model = make_model(make_recipe(head={**HEADS["flow"], "max_delay": 1}), embodiments_of(sources))
+    data = MixedData(sources, model, weights=[1.0, 1.0], batch_size=16, seed=0, cached=False)
+    (batch,) = data.make(3)
+    source, window = data.sampler.draws(48, 16)
+    parts = [data.training[k].batch(window[source == k]) for k in (0, 1)]
+    assert {len(part.state) for part in parts} != {16}
+    assert batch.executed is None
+    for field in ("state", "action", "action_pad", "tokens", "images"):
+        assert torch.equal(getattr(batch, field), torch.cat([getattr(part, field) for part in parts]))
+    done = replace(parts[1], executed=parts[1].action + 1.0)
+    told = joined([parts[0], done])
+    assert torch.equal(told.executed, torch.cat([parts[0].action, done.executed]))
+    with torch.no_grad():
+        encodings = [part.encode(model) for part in parts]
+    cached = [replace(part, encoding=Encoding(words=e.words, points=e.points)) for part, e in zip(parts, encodings)]
+    assert torch.equal(joined(cached).encoding.words, torch.cat([e.words for e in encodings]))
 
 
 def test_resuming_a_mixture_gives_the_same_weights(stores, tmp_path, monkeypatch):

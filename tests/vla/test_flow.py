@@ -104,7 +104,7 @@ def test_the_loss_of_the_true_velocity_is_zero_and_noise_is_at_time_1(monkeypatc
     data = torch.randn(1, 4, 3).expand(5, -1, -1)
     times = []
 
-    def true(pooled, x, t, embodiment):
+    def true(pooled, x, t, embodiment, given=None):
         times.append(t)
         return (x - data[:1]) / t[:, None, None]
 

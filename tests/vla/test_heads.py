@@ -274,7 +274,7 @@ def test_gates_of_a_modulated_expert_start_closed():
     made = ExpertHead(inputs=inputs_of(backbone), width=32, mlp=48, time="modulated", state_token=False)
     x = torch.randn(B, 5, 32)
     with torch.no_grad():
-        condition = torch.randn(B, 32)
+        condition = torch.randn(B, 1, 32)
         key, value = (torch.randn(B, 1, 7, 12) for _ in range(2))
         out = made.layers[0](x, condition, key, value, torch.zeros(B, 5, 12), None)
     torch.testing.assert_close(out, x, rtol=0, atol=0)

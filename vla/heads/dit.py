@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 from ..attention import attend
 from .base import Context, HeadInputs
-from .flow import FlowMatching, time_features
+from .flow import FlowMatching, row_time, time_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class DiTHead(FlowMatching):
         width: Width of the transformer.
         depth: Number of blocks; even ones attend to the backbone, odd ones to the actions.
         heads: Attention heads.
-        steps, solver, draws, time_alpha: See `FlowMatching`.
+        steps, solver, draws, time_alpha, max_delay: See `FlowMatching`.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class DiTHead(FlowMatching):
         solver: str = "midpoint",
         draws: int = 2,
         time_alpha: float = 1.5,
+        max_delay: int = 0,
     ) -> None:
-        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha)
+        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha, max_delay=max_delay)
         if width % heads or width % 2 or depth < 1:
             raise ConfigError(f"dit: expected an even width, a multiple of heads, got width={width}, heads={heads}")
         self.width = width
@@ -88,12 +89,18 @@ class DiTHead(FlowMatching):
         return Prepared(tokens=repeated[0], mask=repeated[1], state=repeated[2])
 
     def velocity(
-        self, prepared: Prepared, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+        self,
+        prepared: Prepared,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, " b"],
+        embodiment: str,
+        given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """The field at chunk `x` and time `t`."""
+        """The field at chunk `x` and time `t`; the time of rows that are given is that of data."""
         time = time_features(t, self.width)
         actions = self.action_in[embodiment](x)
-        actions = self.action_time(torch.cat([actions, time[:, None].expand_as(actions)], dim=2)) + self.order
+        each = row_time(time, given, x.shape[1])
+        actions = self.action_time(torch.cat([actions, each.expand_as(actions)], dim=2)) + self.order
         hidden = torch.cat([prepared.state, actions], dim=1)
         condition = F.silu(self.time(time))
         for number, block in enumerate(self.blocks):

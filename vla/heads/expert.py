@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from ...errors import ConfigError, did_you_mean
 from ..attention import LayerShape, Turn, additive, attend, block_mask
 from ..backbones.base import Prefix
 from .base import Context, HeadInputs
-from .flow import FlowMatching, time_features
+from .flow import FlowMatching, row_time, time_features
 
 TIMES = ("fused", "modulated")
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
@@ -62,7 +62,7 @@ class ExpertHead(FlowMatching):
         norm_offset: What norms add to their weights: 1 in Gemma's, 0 in Llama's.
         activation: Of the feed-forward layers: ``gelu_tanh`` or ``silu``.
         eps: Of the norms.
-        steps, solver, draws, time_alpha, fills: See `FlowMatching`.
+        steps, solver, draws, time_alpha, max_delay, fills: See `FlowMatching`.
     """
 
     reads = "layers"
@@ -86,9 +86,12 @@ class ExpertHead(FlowMatching):
         solver: str = "euler",
         draws: int = 1,
         time_alpha: float = 1.5,
+        max_delay: int = 0,
         fills: bool = False,
     ) -> None:
-        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha, fills=fills)
+        super().__init__(
+            steps=steps, solver=solver, draws=draws, time_alpha=time_alpha, max_delay=max_delay, fills=fills
+        )
         shape = inputs.require_prefix("expert")
         if time not in TIMES:
             raise ConfigError(f"unknown time {time!r}. {did_you_mean(time, TIMES)}")
@@ -158,31 +161,46 @@ class ExpertHead(FlowMatching):
         )
 
     def velocity(
-        self, prepared: Prepared, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+        self,
+        prepared: Prepared,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, " b"],
+        embodiment: str,
+        given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """The field at chunk `x` and time `t`."""
+        """The field at chunk `x` and time `t`; the time of rows that are given is that of data."""
         prefix, states = prepared.prefix, prepared.state.shape[1]
-        hidden, condition = self._enter(x, t, embodiment)
+        hidden, condition = self._enter(x, t, embodiment, given)
+        if condition is not None and given is not None and states:  # the state's token has the time of rows not given
+            own = self._condition(time_features(t, self.width)[:, None]).expand(-1, states, -1)
+            condition = torch.cat([own, condition], dim=1)
         hidden = torch.cat([prepared.state.to(hidden.dtype), hidden], dim=1)
         for number, layer in enumerate(self.layers):
             key, value = prefix.keys[number * self.every], prefix.values[number * self.every]
             seen, turn = (prepared.cross, prepared.alone) if layer.cross else (prepared.joint, prepared.behind)
             hidden = layer(hidden, condition, key, value, seen, turn)
-        last, _ = self.norm(hidden[:, states:], condition)
+        last, _ = self.norm(hidden[:, states:], None if condition is None else condition[:, -x.shape[1] :])
         return self.action_out[embodiment](last.to(self.action_out[embodiment].weight.dtype))
 
     def _enter(
-        self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b w"] | None]:
-        """Tokens of the noisy actions, and what modulates the norms."""
+        self,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, " b"],
+        embodiment: str,
+        given: Bool[Tensor, "b h"] | None,
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b n w"] | None]:
+        """Tokens of the noisy actions, and what modulates the norms: one condition for all, or one a row."""
         actions = self.action_in[embodiment](x)
         if self.order is not None:
             actions = actions + self.order
-        time = time_features(t, self.width)
+        time = row_time(time_features(t, self.width), given, x.shape[1])
         if self.modulated:
-            return actions, F.silu(self.time_out(F.silu(self.time_in(time))))
-        both = torch.cat([actions, time[:, None].expand_as(actions).to(actions.dtype)], dim=2)
+            return actions, self._condition(time)
+        both = torch.cat([actions, time.expand_as(actions).to(actions.dtype)], dim=2)
         return self.time_out(F.silu(self.time_in(both))), None
+
+    def _condition(self, time: Float[Tensor, "b n w"]) -> Float[Tensor, "b k w"]:
+        return F.silu(self.time_out(F.silu(self.time_in(time))))
 
 
 class ExpertLayer(nn.Module):
@@ -224,7 +242,7 @@ class ExpertLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b q w"],
-        condition: Float[Tensor, "b w"] | None,
+        condition: Float[Tensor, "b n w"] | None,
         key: Float[Tensor, "b g p c"],
         value: Float[Tensor, "b g p c"],
         seen: Float[Tensor, "b q k"],
@@ -268,14 +286,14 @@ class Norm(nn.Module):
             self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(
-        self, x: Float[Tensor, "b q w"], condition: Float[Tensor, "b w"] | None
-    ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b 1 w"] | None]:
+        self, x: Float[Tensor, "b q w"], condition: Float[Tensor, "b n w"] | None
+    ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b n w"] | None]:
         """The normalised input, and the gate of the residual (None without a condition)."""
         exact = x.float()
         normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
         if condition is None:
             return (normed * (self.offset + self.weight.float())).to(x.dtype), None
-        scale, shift, gate = self.dense(condition)[:, None].chunk(3, dim=-1)
+        scale, shift, gate = self.dense(condition).chunk(3, dim=-1)
         return (normed * (1.0 + scale.float()) + shift.float()).to(x.dtype), gate.to(x.dtype)
 
 

@@ -2,6 +2,11 @@
 
 Rectified flow (Liu et al. 2022; Lipman et al. 2022) with pi0's convention (Black et al. 2024): t = 1 is noise, t = 0
 is data, x_t = t * noise + (1 - t) * actions, and the field learns noise - actions.
+
+A head with a `max_delay` learns to go on from rows that are given, as training-time real-time chunking does (Black et
+al. 2025, "Training-Time Action Conditioning for Efficient Real-Time Chunking"): while a chunk is computed the robot
+goes on executing the last one, so what its first rows will be is known. They stand in the chunk without noise, the
+field is told which they are, and only the others are learnt and drawn.
 """
 
 from __future__ import annotations
@@ -28,28 +33,39 @@ class FlowMatching(nn.Module):
             last call is at t = 0, where a narrow distribution has no smooth field, and leaves noise in the actions.
         draws: Noise draws a chunk in training; what was read is computed once for all.
         time_alpha: First parameter of the Beta(alpha, 1) distribution of t; more than 1 favours noise.
+        max_delay: Most rows that may be given; in training as many as 0 to `max_delay`, drawn evenly. With 0, agreement
+            with a plan is a matter of guidance in sampling (`solvers.guided`).
         fills: Whether masked dimensions carry noise, as pi0's padding does; they still do not count in the loss.
     """
 
     discrete = False
     reads = "states"
 
-    def __init__(self, *, steps: int, solver: str, draws: int, time_alpha: float, fills: bool = False) -> None:
+    def __init__(
+        self, *, steps: int, solver: str, draws: int, time_alpha: float, max_delay: int, fills: bool = False
+    ) -> None:
         super().__init__()
         check_solver(solver, steps)
+        if max_delay < 0:
+            raise ConfigError(f"expected a max_delay of at least 0 steps, got {max_delay}")
         if draws < 1 or time_alpha <= 0:
             raise ConfigError(f"expected at least 1 draw and time_alpha above 0, got {draws} and {time_alpha}")
         self.steps, self.solver = steps, solver
-        self.draws, self.time_alpha, self.fills = draws, time_alpha, fills
+        self.draws, self.time_alpha, self.max_delay, self.fills = draws, time_alpha, max_delay, fills
 
     def prepare(self, context: Context, draws: int) -> Any:
         """What of a context the field needs at every call, computed once, for `draws` chunks each."""
         raise NotImplementedError
 
     def velocity(
-        self, prepared: Any, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+        self,
+        prepared: Any,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, " b"],
+        embodiment: str,
+        given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """The field at chunk `x` and time `t`."""
+        """The field at chunk `x` and time `t`; rows where `given` is True are data, whatever `t` is."""
         raise NotImplementedError
 
     def loss(
@@ -60,14 +76,25 @@ class FlowMatching(nn.Module):
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
         generator: torch.Generator,
+        executed: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Squared error of the velocity, averaged over `draws` of noise and time."""
+        """Squared error of the velocity, averaged over `draws` of noise and time.
+
+        Args:
+            context, actions, step_mask, dim_mask, embodiment, generator: See `ActionHead`.
+            executed: What was executed where demonstrations were disturbed and `actions` say what would have been
+                right; it is what rows that are given hold. None where there is no difference.
+        """
         shape, device = (len(actions) * self.draws, *actions.shape[1:]), actions.device
         noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device).to(device)
         uniform = torch.rand(shape[0], generator=generator, device=generator.device).to(device)
         # Beta(alpha, 1) by its inverse cumulative distribution; t = 0 itself is never asked for.
         t = uniform ** (1.0 / self.time_alpha) * 0.999 + 0.001
-        return self.loss_at(context, actions, step_mask, dim_mask, embodiment, noise, t)
+        given = None
+        if self.max_delay:
+            delays = torch.randint(self.max_delay + 1, (shape[0], 1), generator=generator, device=generator.device)
+            given = torch.arange(shape[1], device=device) < delays.to(device)
+        return self.loss_at(context, actions, step_mask, dim_mask, embodiment, noise, t, given, executed)
 
     def loss_at(
         self,
@@ -78,16 +105,22 @@ class FlowMatching(nn.Module):
         embodiment: str,
         noise: Float[Tensor, "n h a"],
         t: Float[Tensor, " n"],
+        given: Bool[Tensor, "n h"] | None = None,
+        executed: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """The loss for given noise and times; n is b times the draws."""
+        """The loss for some noise and times, and rows that are given; n is b times the draws."""
         draws = len(noise) // len(actions)
         # What is masked must not reach the field either: its input is the whole chunk.
         actions = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)
         target = actions.repeat_interleave(draws, 0)
         noise = noise if self.fills else noise * dim_mask
         mixed = t[:, None, None] * noise + (1.0 - t[:, None, None]) * target
-        found = self.velocity(self.prepare(context, draws), mixed, t, embodiment).float()
-        each = masked_mean((found - (noise - target)).square(), step_mask.repeat_interleave(draws, 0), dim_mask)
+        counts = step_mask.repeat_interleave(draws, 0)
+        if given is not None:
+            held = target if executed is None else (executed * dim_mask).repeat_interleave(draws, 0)
+            mixed, counts = torch.where(given[:, :, None], held, mixed), counts & ~given
+        found = self.velocity(self.prepare(context, draws), mixed, t, embodiment, given).float()
+        each = masked_mean((found - (noise - target)).square(), counts, dim_mask)
         return each.reshape(-1, draws).mean(1)
 
     def sample(
@@ -98,15 +131,40 @@ class FlowMatching(nn.Module):
         embodiment: str,
         guide: Guide | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Integrate the field from t = 1 to t = 0, led by `guide` where there is one."""
+        """Integrate the field from t = 1 to t = 0, led by `guide` where there is one.
+
+        A head with a `max_delay` takes the first rows of full weight as given, up to so many; the others are free.
+        """
         prepared = self.prepare(context, 1)
         keep = torch.ones_like(dim_mask) if self.fills else dim_mask
+        if guide is not None and self.max_delay:
+            return self._continued(prepared, noise * keep, dim_mask, keep, embodiment, guide)
 
         def field(x: Tensor, t: float) -> Tensor:
             return self.velocity(prepared, x, x.new_full((len(x),), t), embodiment).float() * keep
 
         led = field if guide is None else guided(field, guide, dim_mask)
         return integrate(led, noise * keep, self.steps, self.solver)
+
+    def _continued(
+        self,
+        prepared: Any,
+        noise: Float[Tensor, "b h a"],
+        dim_mask: Bool[Tensor, " a"],
+        keep: Bool[Tensor, " a"],
+        embodiment: str,
+        guide: Guide,
+    ) -> Float[Tensor, "b h a"]:
+        """A chunk that goes on from its first rows."""
+        given = (guide.weight >= 1.0).long().cumprod(1).bool()
+        given = given & (torch.arange(given.shape[1], device=given.device) < self.max_delay)
+        held, still = guide.target * dim_mask, given[:, :, None]
+
+        def field(x: Tensor, t: float) -> Tensor:
+            found = self.velocity(prepared, x, x.new_full((len(x),), t), embodiment, given).float() * keep
+            return torch.where(still, 0.0, found)
+
+        return integrate(field, torch.where(still, held, noise), self.steps, self.solver)
 
 
 class FlowHead(FlowMatching):
@@ -116,7 +174,7 @@ class FlowHead(FlowMatching):
         inputs: What the head is built for.
         width: Width of the residual blocks.
         depth: Number of residual blocks.
-        steps, solver, draws, time_alpha: See `FlowMatching`.
+        steps, solver, draws, time_alpha, max_delay: See `FlowMatching`.
     """
 
     def __init__(
@@ -129,20 +187,26 @@ class FlowHead(FlowMatching):
         solver: str = "midpoint",
         draws: int = 4,
         time_alpha: float = 1.5,
+        max_delay: int = 0,
     ) -> None:
-        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha)
+        super().__init__(steps=steps, solver=solver, draws=draws, time_alpha=time_alpha, max_delay=max_delay)
         self.pool = ContextPool(inputs, width)
-        self.net = ChunkMLP(inputs, width, depth)
+        self.net = ChunkMLP(inputs, width, depth, told=max_delay > 0)
 
     def prepare(self, context: Context, draws: int) -> Float[Tensor, "b w"]:
         """The pooled context."""
         return self.pool(context).repeat_interleave(draws, 0)
 
     def velocity(
-        self, prepared: Float[Tensor, "b w"], x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], embodiment: str
+        self,
+        prepared: Float[Tensor, "b w"],
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, " b"],
+        embodiment: str,
+        given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """The field at chunk `x` and time `t` for a pooled context."""
-        return self.net(prepared, x, time_features(t), embodiment)
+        return self.net(prepared, x, time_features(t), embodiment, given)
 
 
 def time_features(
@@ -154,3 +218,13 @@ def time_features(
     periods = shortest * (longest / shortest) ** share
     angle = (1.0 / periods * 2.0 * math.pi)[None] * t[:, None]
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(t.dtype)
+
+
+def row_time(
+    time: Float[Tensor, "b w"], given: Bool[Tensor, "b h"] | None, horizon: int
+) -> Float[Tensor, "b h w"] | Float[Tensor, "b 1 w"]:
+    """Features of the time of every row: those of t = 0 where it is given, `time` elsewhere."""
+    if given is None:
+        return time[:, None]
+    data = time_features(time.new_zeros(1), time.shape[1])
+    return torch.where(given[:, :, None], data[:, None], time[:, None].expand(-1, horizon, -1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .base import HeadInputs
@@ -19,13 +19,14 @@ class ChunkMLP(nn.Module):
         inputs: What the head is built for.
         width: Width of the residual blocks.
         depth: Number of residual blocks.
+        told: Whether it is told which rows are given, beside the chunk.
     """
 
-    def __init__(self, inputs: HeadInputs, width: int, depth: int) -> None:
+    def __init__(self, inputs: HeadInputs, width: int, depth: int, *, told: bool = False) -> None:
         super().__init__()
-        h = inputs.action_horizon
+        h, self.told = inputs.action_horizon, told
         self.time = nn.Sequential(nn.Linear(TIME, width), nn.SiLU(), nn.Linear(width, width))
-        self.action_in = nn.ModuleDict({k: nn.Linear(h * a, width) for k, a in inputs.action_dims.items()})
+        self.action_in = nn.ModuleDict({k: nn.Linear(h * (a + told), width) for k, a in inputs.action_dims.items()})
         self.action_out = nn.ModuleDict({k: nn.Linear(width, h * a) for k, a in inputs.action_dims.items()})
         self.blocks = nn.ModuleList([ModulatedBlock(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
@@ -38,10 +39,15 @@ class ChunkMLP(nn.Module):
         x: Float[Tensor, "b h a"],
         time: Float[Tensor, "b f"],
         embodiment: str,
+        given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """What becomes of chunk `x` at a time."""
+        """What becomes of chunk `x` at a time; rows where `given` is True are without noise."""
         condition = nn.functional.silu(pooled + self.time(time))
-        hidden = self.action_in[embodiment](x.flatten(1))
+        entered = x.flatten(1)
+        if self.told:
+            flags = x.new_zeros(x.shape[:2]) if given is None else given.to(x.dtype)
+            entered = torch.cat([entered, flags], dim=1)
+        hidden = self.action_in[embodiment](entered)
         for block in self.blocks:
             hidden = block(hidden, condition)
         return self.action_out[embodiment](self.norm(hidden)).reshape(x.shape)
