@@ -1,16 +1,18 @@
 """The demo's policy in real time beside plain simulation: server, controller and simulated robot in three processes.
 
-    python benchmarks/realtime.py success --checkpoint CHECKPOINT   # 100 episodes a task
-    python benchmarks/realtime.py delays --checkpoint CHECKPOINT    # executors over added delay
+    python benchmarks/realtime.py success   # 100 episodes a task
+    python benchmarks/realtime.py delays    # executors over added delay
 
-The same scenes in both: the seeds of an evaluation, instructions in seen words. Every cell is written when it is done,
-so that the command typed again goes on. Nothing else should run on the machine. Writes
+The policy of ``brachium demo experiment=realtime``. The same scenes in both: the seeds of an evaluation, instructions
+in seen words. Every cell is written when it is done, so that the command typed again goes on; two of them may run side
+by side, with ``--tasks``, where there are two cores. Nothing else should run on the machine. Writes
 ``benchmarks/results/realtime.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -91,12 +93,12 @@ def real(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("success", "delays"))
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", default="outputs/realtime/flow-0/checkpoint")
     parser.add_argument("--suite", default="basics_pose")
     parser.add_argument("--embodiment", default="arm6_pose")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--executor", default="receding", choices=list(EXECUTORS), help="of the runs without delay")
+    parser.add_argument("--executor", default="rtc", choices=list(EXECUTORS), help="of the runs without delay")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--out", default="outputs/realtime")
     options = parser.parse_args()
@@ -118,9 +120,11 @@ def main() -> None:
         else:
             embodiment = options.embodiment
             found = real(options.checkpoint, embodiment, task, how, delay, options.episodes, folder, extra)
-        results = load()
-        results["cells"][key] = found
-        TARGET.write_text(json.dumps(results, indent=1) + "\n")
+        with TARGET.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            results = load()
+            results["cells"][key] = found
+            TARGET.write_text(json.dumps(results, indent=1) + "\n")
         log(f"{key}: {json.dumps(found)}")
 
 

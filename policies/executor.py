@@ -214,10 +214,14 @@ class RealTimeChunking(ChunkExecutor):
     def guidance(self, timeline: Timeline, start: float, delay: float) -> Guidance | None:
         """The plan of the newest chunk, with soft weights."""
         horizon = self.policy.action_horizon
-        plan = timeline.ahead(start, horizon)
-        if plan is None:
+        action = self.embodiment.action
+        plan = timeline.ahead(start, horizon, smooth=action.reference == "absolute")
+        nearest = timeline.ahead(start, horizon)
+        if plan is None or nearest is None:
             return None
         rows, real = plan
+        if action.gripper != "none":  # half-open is not between open and closed
+            rows = np.concatenate([rows[:, :-1], nearest[0][:, -1:]], axis=1)
         weights = soft_mask(horizon, int(np.ceil(delay - 1e-6)), min(real, horizon - self.replan_every))
         if not weights.any():
             return None

@@ -78,17 +78,22 @@ class Timeline:
         """Until when there is a plan, in steps; -inf without one."""
         return max((chunk.start + len(chunk.rows) for chunk in self.chunks), default=-math.inf)
 
-    def ahead(self, start: float, horizon: int) -> tuple[np.ndarray, int] | None:
-        """The newest chunk's rows for `horizon` steps from `start`, the last one repeated, and how many are real."""
+    def ahead(self, start: float, horizon: int, *, smooth: bool = False) -> tuple[np.ndarray, int] | None:
+        """The newest chunk's rows for `horizon` steps from `start`, the last one repeated, and how many are real.
+
+        Where `start` lies between two of its rows the nearer is taken, or with `smooth`, for absolute targets, what the
+        robot will have reached on the line between them.
+        """
         if not self.chunks:
             return None
         newest = self.chunks[-1]
-        shift = max(0, round(start - newest.start))
-        real = min(len(newest.rows) - shift, horizon)
+        first = max(0.0, start - newest.start)
+        real = min(len(newest.rows) - round(first), horizon)
         if real <= 0:
             return None
-        rows = newest.rows[shift : shift + real]
-        return np.concatenate([rows, np.repeat(rows[-1:], horizon - real, 0)]), real
+        if smooth:
+            return np.stack([newest.path(newest.start + first + k + 1.0) for k in range(horizon)]), real
+        return newest.rows[np.minimum(round(first) + np.arange(horizon), len(newest.rows) - 1)], real
 
     def clear(self) -> None:
         """Forget everything."""

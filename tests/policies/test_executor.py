@@ -1,10 +1,13 @@
 """Chunk executors against brute force over all chunks that were ever predicted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from brachium.errors import ConfigError
 from brachium.policies.executor import RealTimeChunking, RecedingHorizon, TemporalEnsemble
+from brachium.policies.timeline import Timeline
 from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec, Observation
 
 DIM, HORIZON = 3, 5
@@ -167,6 +170,19 @@ def test_what_a_chunk_goes_on_from_is_what_is_executed_until_it_comes(delay, eve
             np.testing.assert_array_equal(guide.actions[k], done[t + k])
             frozen += 1
     assert frozen or not delay
+
+
+def test_a_plan_of_poses_is_met_between_its_rows_but_for_the_gripper():
+    policy = Led()
+    policy.embodiment = replace(policy.embodiment, action=replace(policy.embodiment.action, reference="absolute"))
+    executor, timeline = RealTimeChunking(policy), Timeline()
+    rows = np.random.default_rng(8).standard_normal((HORIZON, DIM)).astype(np.float32)
+    timeline.add(2.0, rows)
+    guide = executor.guidance(timeline, 2.3, 2.0)
+    np.testing.assert_allclose(guide.actions[:2, :-1], (0.7 * rows[:2] + 0.3 * rows[1:3])[:, :-1], atol=1e-6)
+    np.testing.assert_array_equal(guide.actions[:2, -1], rows[:2, -1])
+    assert guide.actions.dtype == np.float32
+    np.testing.assert_array_equal(guide.weights[:3] == 1.0, [True, True, False])
 
 
 @pytest.mark.parametrize("delay", range(3))

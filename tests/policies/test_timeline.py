@@ -42,6 +42,16 @@ def test_what_is_over_is_forgotten_and_the_plan_ahead_is_the_newest():
     assert timeline.ahead(7.0, H) is None
 
 
+@given(st.floats(3.0, 7.4))
+def test_a_smooth_plan_ahead_is_where_the_robot_will_be_when_each_step_is_over(start):
+    timeline, line = Timeline(), np.array([3.0, 1.0, 4.0, 1.5, 9.0])
+    timeline.add(3.0, line[:, None])
+    found, real = timeline.ahead(start, H, smooth=True)
+    ends = start + 1.0 + np.arange(H)
+    np.testing.assert_allclose(found[:, 0], np.interp(ends, 4.0 + np.arange(H), line), atol=1e-9)
+    assert real == timeline.ahead(start, H)[1]
+
+
 @given(st.integers(1, 20), st.data())
 def test_soft_mask_is_equation_5(horizon, data):
     frozen = data.draw(st.integers(0, horizon))
