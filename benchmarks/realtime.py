@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--out", default="outputs/realtime")
     options = parser.parse_args()
     out, extra = Path(options.out).resolve(), [f"executor.temperature={options.temperature}"]
+    out.mkdir(parents=True, exist_ok=True)
     plans: list[tuple[str, str, float]] = []
     for task in options.tasks:
         if options.part == "success":
@@ -120,7 +121,7 @@ def main() -> None:
         else:
             embodiment = options.embodiment
             found = real(options.checkpoint, embodiment, task, how, delay, options.episodes, folder, extra)
-        with TARGET.with_suffix(".lock").open("w") as lock:
+        with (out / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             results = load()
             results["cells"][key] = found
