@@ -92,14 +92,14 @@ def run_ours(where: Any, token: str | None, side: int) -> None:
     asyncio.run(server.serve(where.put))
 
 
-def run_echo(where: Any, reply: bytes) -> None:
-    """A bare websocket: takes the bytes, gives as many as our server does."""
+def run_echo(where: Any, reply: bytes | None) -> None:
+    """A bare websocket: takes the bytes and gives them back, or with `reply` as few as our server does."""
 
     async def answer(connection: Any) -> None:
         with contextlib.suppress(ConnectionClosed):
             await connection.send(b"hello")
-            async for _ in connection:
-                await connection.send(reply)
+            async for message in connection:
+                await connection.send(message if reply is None else reply)
 
     async def main() -> None:
         async with serve(answer, "127.0.0.1", 0, **OPTIONS) as server:
@@ -159,22 +159,23 @@ def throughput(seconds: float, rounds: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     with running(run_ours, None, SIDE) as (ours, _):
         reply = asyncio.run(one_reply(ours))
-        with running(run_echo, reply) as (echo, _):
+        with running(run_echo, None) as (echo, _), running(run_echo, reply) as (short, _):
+            addresses = {"echo": echo, "short_reply": short, "ours": ours}
             for count in CLIENTS:
-                measured: dict[str, list[tuple[float, float, float]]] = {"ours": [], "echo": []}
+                measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in addresses}
                 for _ in range(rounds):
-                    for name, address in (("echo", echo), ("ours", ours)):
+                    for name, address in addresses.items():
                         times = asyncio.run(load(address, count, seconds))
                         p50, p99 = np.percentile(times * 1e3, [50, 99])
                         measured[name].append((len(times) / seconds, p50, p99))
                 found = {name: np.median(each, axis=0) for name, each in measured.items()}
-                ratios = [a[1] / b[1] for a, b in zip(measured["ours"], measured["echo"])]
                 rows[str(count)] = {
                     name: {"requests_per_s": round(v[0], 1), "p50_ms": round(v[1], 3), "p99_ms": round(v[2], 3)}
                     for name, v in found.items()
                 }
-                rows[str(count)]["p50_ratio"] = round(float(np.median(ratios)), 3)
-                rows[str(count)]["p50_ratios"] = [round(r, 3) for r in ratios]
+                for name in ("echo", "short_reply"):
+                    ratios = [a[1] / b[1] for a, b in zip(measured["ours"], measured[name])]
+                    rows[str(count)][f"p50_to_{name}"] = [round(float(x), 3) for x in (np.median(ratios), *ratios)]
                 print(count, "clients:", json.dumps(rows[str(count)]), flush=True)
     return {"bytes": {"request": len(request(1)), "reply": len(reply)}, "seconds": seconds, "clients": rows}
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 
@@ -45,11 +48,15 @@ class Answer:
 Run = Callable[[Sequence[Job]], np.ndarray]
 
 
+Batch = list[tuple[Job, "asyncio.Future[Answer]"]]
+
+
 class Batcher:
     """Runs a model in one thread of its own on batches of what waits.
 
     No request waits for others to come: a lone client has the latency of the model. `most` limits a batch, `queue` how
-    many may wait; who comes later is told to come again, at once.
+    many may wait; who comes later is told to come again, at once. Between loop and thread there is one hand-over each
+    way and nothing else, for that is what a quick model's latency is made of.
 
     Args:
         run: Jobs to chunks (n, h, a); called in the batcher's thread.
@@ -58,14 +65,17 @@ class Batcher:
     """
 
     def __init__(self, run: Run, *, most: int = 16, queue: int = 64) -> None:
-        self._run, self._most = run, most
-        self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Answer]]] = asyncio.Queue(queue)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._run, self._most, self._limit = run, most, queue
+        self._waiting: deque[tuple[Job, asyncio.Future[Answer]]] = deque()
+        self._alone: deque[Batch] = deque()
+        self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy = False
 
     @property
     def depth(self) -> int:
         """Jobs that wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     async def ask(self, job: Job) -> Answer:
         """The answer to a job.
@@ -73,39 +83,66 @@ class Batcher:
         Raises:
             ServerError: Too many wait already.
         """
+        if self.depth >= self._limit:
+            raise ServerError(f"busy: {self.depth} requests wait already; ask again later")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        try:
-            self._waiting.put_nowait((job, future))
-        except asyncio.QueueFull:
-            raise ServerError(f"busy: {self.depth} requests wait already; ask again later") from None
+        self._waiting.append((job, future))
+        self._start()
         return await future
 
     async def work(self) -> None:
         """Answer jobs until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        Thread(target=self._serve, args=(self._loop,), name="policy", daemon=True).start()
+        self._start()
         try:
-            while True:
-                batch = [await self._waiting.get()]
-                while len(batch) < self._most and not self._waiting.empty():
-                    batch.append(self._waiting.get_nowait())
-                await self._answer([(job, future) for job, future in batch if not future.done()])
+            await self._loop.create_future()
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._loop = None
+            self._inbox.put(None)
 
-    async def _answer(self, batch: list[tuple[Job, asyncio.Future[Answer]]]) -> None:
-        """Run a batch; where it fails, each job by itself, so that one client's mistake is nobody else's."""
-        if not batch:  # all their clients have gone
+    # -- in the event loop ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Hand a batch to the thread, unless it has one."""
+        if self._busy or self._loop is None:
             return
-        loop, begin = asyncio.get_running_loop(), time.monotonic()
-        try:
-            chunks = await loop.run_in_executor(self._thread, self._run, [job for job, _ in batch])
-        except Exception as error:
-            if len(batch) > 1:
-                for one in batch:
-                    await self._answer([one])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
-            return
-        spent = time.monotonic() - begin
-        for (_, future), actions in zip(batch, chunks):
-            if not future.done():
-                future.set_result(Answer(actions=actions, seconds=spent, shared=len(batch)))
+        batch: Batch = []
+        while not batch and (self._alone or self._waiting):
+            if self._alone:
+                taken: Batch = self._alone.popleft()
+            else:
+                taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            batch = [(job, future) for job, future in taken if not future.done()]  # the others' clients have gone
+        if batch:
+            self._busy = True
+            self._inbox.put(batch)
+
+    def _finish(self, batch: Batch, found: np.ndarray | Exception, spent: float) -> None:
+        """Tell who asked; where a batch failed, each job runs by itself: one client's mistake is nobody else's."""
+        self._busy = False
+        if isinstance(found, Exception) and len(batch) > 1:
+            self._alone.extend([one] for one in batch)
+        else:
+            for k, (_, future) in enumerate(batch):
+                if future.done():
+                    continue
+                if isinstance(found, Exception):
+                    future.set_exception(found)
+                else:
+                    future.set_result(Answer(actions=found[k], seconds=spent, shared=len(batch)))
+        self._start()
+
+    # -- in the thread -------------------------------------------------------------------------------------------------
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (batch := self._inbox.get()) is not None:
+            begin = time.monotonic()
+            found: np.ndarray | Exception
+            try:
+                found = self._run([job for job, _ in batch])
+            except Exception as error:
+                found = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._finish, batch, found, time.monotonic() - begin)
+            del batch, found  # what was seen is not kept until the next request comes

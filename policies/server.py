@@ -223,9 +223,12 @@ class PolicyServer:
                     await self._answer(connection, session, wish, one, received)
                     continue
                 session.under_way += 1
-                task = asyncio.create_task(self._answer(connection, session, wish, one, received))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                # Eager: the job is handed over before this task waits for the next message.
+                answer = self._answer(connection, session, wish, one, received)
+                task = asyncio.Task(answer, loop=asyncio.get_running_loop(), eager_start=True)
+                if not task.done():
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
         except ConnectionClosed:
             pass
         finally:
