@@ -3,7 +3,7 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast lint bench-demo clean
+.PHONY: help setup demo realtime test test-fast lint bench-demo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -13,6 +13,11 @@ setup: ## make .venv, install, check that MuJoCo renders
 
 demo: setup ## record, train and evaluate a small policy from nothing (ARGS="seed=1" are passed on)
 	$(BIN)/brachium demo $(ARGS)
+
+realtime: setup ## train a policy that bears delay (25 minutes), and run it in real time: server, controller, simulated arm
+	$(BIN)/brachium demo experiment=realtime $(ARGS)
+	$(BIN)/brachium deploy policy=outputs/realtime/flow-0/checkpoint env@robot.env=tabletop/push \
+		embodiment@robot.env.embodiment=arm6_pose episodes=3
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

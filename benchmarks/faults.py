@@ -162,7 +162,8 @@ class Processes:
     def __init__(self) -> None:
         self._context: Any = multiprocessing.get_context("spawn")
         self.value = self._context.Value("i", 0)
-        self.event = self._context.Event()
+        # Without a lock: whoever sets it is killed at once, and would take the lock into its grave.
+        self.ready: Any = self._context.RawValue("b", 0)
         self._all: list[Any] = []
 
     def start(self, target: Callable[..., None], *words: Any, tells: bool = True) -> tuple[str, Any]:
@@ -266,18 +267,21 @@ def controller_of_its_own(address: str, target: str, ready: Any) -> None:
     rig.robot.connect()
     rig.body = ArmBody(rig.robot.body)
     rig.processes = Processes()
-    rig.run(target, lambda controller: ready.set(), 0.3)
+    rig.run(target, lambda controller: setattr(ready, "value", 1), 0.3)
 
 
 def killed_controller(rig: Rig, address: str, rng: np.random.Generator) -> tuple[str, list[str]]:
     """SIGKILL in mid-motion: the robot's own watchdog stops it."""
-    ready = rig.processes.event
-    ready.clear()
+    ready = rig.processes.ready
+    ready.value = 0
     rig.robot.disconnect()
     begin = time.monotonic()
     _, process = rig.processes.start(controller_of_its_own, address, rig.address, ready, tells=False)
-    if not ready.wait(60.0):
-        raise RuntimeError("the controller did not start")
+    until = time.monotonic() + 60.0
+    while not ready.value:
+        if time.monotonic() > until:
+            raise RuntimeError("the controller did not start")
+        time.sleep(0.005)
     time.sleep(float(rng.uniform(0.0, 0.3)))
     process.kill()
     process.join()
