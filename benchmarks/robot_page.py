@@ -144,7 +144,8 @@ def serving(found: Mapping[str, Any]) -> str:
         columns = ["clients", "server", "requests/s", "p50 [ms]", "p99 [ms]", "ours to it"]
         parts.append(
             f"`benchmarks/serving.py throughput`: two cameras of 224 px, {size['request']} bytes in, "
-            f"{size['reply']} out, a policy that answers at once, so that all but the model is measured. The bare echo gives the request's "
+            f"{size['reply']} out, a policy that answers at once, so that all but the model is measured. The bare "
+            f"echo gives the request's "
             "bytes back; the one with the short reply takes them and gives as few as ours does:\n\n"
             + table(columns, rows)
         )
@@ -153,7 +154,8 @@ def serving(found: Mapping[str, Any]) -> str:
         told = ", ".join(f"{count} {what}" for what, count in fuzz["outcomes"].items())
         parts.append(
             f"`benchmarks/serving.py fuzz`: {fuzz['messages']} hostile messages ({told}); the server stayed "
-            f"alive and right: {fuzz['alive_and_right']}. Memory {fuzz['memory_mb'][0]} MB at first, {fuzz['memory_mb'][-1]} MB at "
+            f"alive and right: {fuzz['alive_and_right']}. Memory {fuzz['memory_mb'][0]} MB at first, "
+            f"{fuzz['memory_mb'][-1]} MB at "
             "the end. "
             f"Clients without the token: {', '.join(f'{n} times {k}' for k, n in fuzz['strangers'].items())}."
         )
@@ -169,7 +171,8 @@ def faults(found: Mapping[str, Any]) -> str:
         rows.append([name, str(row["times"]), endings, wrong or "none"])
     return (
         "`benchmarks/faults.py`: injected at a random moment of a motion of the simulated arm. A violation is a "
-        "limit that was exceeded (position, velocity, acceleration of the commands that reached the robot, measured position), a "
+        "limit that was exceeded (position, velocity, acceleration of the commands that reached the robot, "
+        "measured position), a "
         "robot that was not at rest in the end, or an ending that is not the one defined for the fault:\n\n"
         + table(["fault", "times", "how the run ended", "violations"], rows)
     )
