@@ -172,7 +172,7 @@ class CameraSet:
         return dict(self._frames)
 
     def broken(self) -> dict[str, str]:
-        """Name -> why, of cameras that gave up."""
+        """Name -> why, of cameras that gave up: the robot's fault, for nobody would see any more what it does."""
         return dict(self._broken)
 
     def close(self) -> None:
@@ -188,6 +188,6 @@ class CameraSet:
         while not self._end.is_set():
             try:
                 self._frames[name] = camera.grab()
-            except RobotError as error:
-                self._broken[name] = str(error)
+            except Exception as error:  # OpenCV's own among them: a thread that dies in silence is found out too late
+                self._broken[name] = str(error) if isinstance(error, RobotError) else f"{type(error).__name__}: {error}"
                 return

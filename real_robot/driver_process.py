@@ -363,6 +363,9 @@ class _Worker:
             now = time.monotonic()
             if state.fault and not self._fault:
                 self._fault = state.fault
+            elif not self._fault and (broken := self._cameras.broken()):
+                self._fault = "; ".join(f"camera {name}: {why}" for name, why in broken.items())
+                link.stop()
             elif self._engaged and not self._fault and now - self._heard > self._watchdog_s:
                 self._fault = f"watchdog: no command for {(now - self._heard) * 1e3:.0f} ms"
                 link.stop()

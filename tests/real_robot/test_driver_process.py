@@ -12,7 +12,7 @@ import pytest
 from memory_link import MemoryLink
 
 from brachium.errors import RobotError
-from brachium.real_robot.cameras import OpenCVCamera, camera_specs, fitted
+from brachium.real_robot.cameras import CameraSet, OpenCVCamera, camera_specs, fitted
 from brachium.real_robot.driver_process import ProcessRobot
 from brachium.real_robot.safety.guard import SafetyGuard
 from brachium.real_robot.spec import RobotSpec
@@ -260,11 +260,26 @@ def test_cameras_beside_the_robot(tmp_path):
         assert 5 < len(seen["side"]) < 40
         assert 5 < len(seen["own"]) < 40
         assert reading.frames["side"].image.shape == (32, 32, 3)
-        begin = reading.frames["side"].timestamp
-        time.sleep(1.5)  # the file is over: the last picture grows old, and the robot stays
-        assert time.monotonic() - robot.read().frames["side"].timestamp > 0.5
+        assert until(lambda: robot.read().fault), "the file is over"
+        assert "camera side: the camera at" in robot.read().fault
+        assert until(lambda: events(tmp_path, "stop")), "nobody sees any more what the robot does"
     finally:
         robot.disconnect()
+
+
+def test_a_camera_whose_package_fails_says_so():
+    class Torn(OpenCVCamera):
+        def open(self):
+            pass
+
+        def grab(self):
+            raise ZeroDivisionError("a bug of the package")
+
+    cameras = CameraSet({"side": Torn(device=0, height=4, width=4)})
+    cameras.open()
+    assert until(cameras.broken)
+    assert cameras.broken() == {"side": "ZeroDivisionError: a bug of the package"}
+    cameras.close()
 
 
 def test_a_camera_that_is_not_there(tmp_path):
