@@ -97,9 +97,16 @@ def sweep(cells: Cells, picture: Path) -> str:
 
 def ablation(found: Mapping[str, Any]) -> str:
     """What each part of a policy that bears delay is worth."""
-    rows = [[row["policy"], *(f"{p} / {q}" for p, q in row["push_place"])] for row in found.get("rows", ())]
-    return f"{found.get('how', '')} Successes of {found.get('episodes')} at push / place:\n\n" + table(
-        ["policy", *(f"{d} ms" for d in found.get("delays_ms", ()))], rows
+    delays = sorted({int(delay) for row in found["rows"].values() for delay in row})
+    rows = [
+        [name, task, *(cell(row[str(d)][task]) if str(d) in row else "" for d in delays)]
+        for name, row in found["rows"].items()
+        for task in ("push", "place")
+    ]
+    return (
+        "`benchmarks/delay.py`: plain simulation in which chunks come some steps of 100 ms after their picture "
+        "(`executor.inference_delay`), one chunk at a time:\n\n"
+        + table(["policy", "task", *(f"{100 * d} ms" for d in delays)], rows)
     )
 
 
@@ -181,7 +188,7 @@ def faults(found: Mapping[str, Any]) -> str:
 def main() -> None:
     sections = {
         "Success in real time": ("realtime", lambda found: realtime(found, ROOT / "docs" / "realtime.png")),
-        "What bears delay": ("delay_ablation", ablation),
+        "What bears delay": ("delay", ablation),
         "The clock of the control loop": ("control_loop", clock),
         "The policy server": ("serving", serving),
         "Faults": ("faults", faults),
