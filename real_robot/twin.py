@@ -12,11 +12,12 @@ import contextlib
 import heapq
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 import mujoco
@@ -31,6 +32,8 @@ STATE_HZ = 125.0
 BACKLOG = 64
 """Messages that may wait to be sent; older ones are dropped."""
 JOURNAL = 200_000
+STRANGERS, PATIENCE_S = 16, 5.0
+"""How many may be about to prove that they know the key, and for how long each [s]."""
 
 
 @dataclass(kw_only=True)
@@ -102,7 +105,8 @@ class Twin:
         self.faults = Faults(**dict(faults or {}))
         self._watchdog_s, self._every = watchdog_s, max(1, round(STATE_HZ / camera_hz))
         self._rng = np.random.default_rng(seed)
-        self._listener = Listener(address, authkey=key)
+        self._listener, self._key = Listener(address), key
+        self._strangers = threading.BoundedSemaphore(STRANGERS)
         self._incoming: collections.deque[tuple[Connection, dict[str, Any]]] = collections.deque()
         self._outbox: list[tuple[float, int, bytes]] = []
         self._answers: collections.deque[bytes] = collections.deque()
@@ -291,19 +295,34 @@ class Twin:
     def _accept(self) -> None:
         while not self._ended.is_set():
             try:
-                client = self._listener.accept()
-            except Exception:  # a wrong key, or one that hung up: wait for the next
-                if self._ended.is_set():
-                    return
+                client: Any = self._listener.accept()
+            except OSError:  # one that hung up, or the end
                 continue
-            with self._wake:
-                before, self._client = self._client, client
-                self._outbox.clear()
-                self._answers.clear()
-            if before is not None:
-                with contextlib.suppress(OSError):
-                    before.close()  # a robot has one controller
-            threading.Thread(target=self._listen, args=(client,), daemon=True).start()
+            if self._strangers.acquire(blocking=False):
+                threading.Thread(target=self._admit, args=(client,), daemon=True).start()
+            else:
+                hang_up(client)
+
+    def _admit(self, client: Connection) -> None:
+        """Take who knows the key as the robot's one controller; who says nothing keeps nobody else out."""
+        patience = threading.Timer(PATIENCE_S, hang_up, (client,))
+        patience.start()
+        try:
+            deliver_challenge(client, self._key)
+            answer_challenge(client, self._key)
+        except Exception:  # a wrong key, none, or no connection any more
+            hang_up(client)
+            return
+        finally:
+            patience.cancel()
+            self._strangers.release()
+        with self._wake:
+            before, self._client = self._client, client
+            self._outbox.clear()
+            self._answers.clear()
+        if before is not None:
+            hang_up(before)
+        self._listen(client)
 
     def _listen(self, client: Connection) -> None:
         while True:
@@ -357,6 +376,19 @@ def run_twin(
     if parent is not None:
         threading.Thread(target=follow_parent, daemon=True).start()
     twin.run()
+
+
+def hang_up(connection: Connection) -> None:
+    """End a connection that other threads may be using: they hear the end, and the last to let go of it closes it.
+
+    If it were closed here, the next connection could get its number while such a thread still reads by that number, and
+    takes what is not meant for it.
+    """
+    with (
+        contextlib.suppress(OSError, ValueError),
+        socket.socket(fileno=os.dup(connection.fileno())) as same,
+    ):
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def connect(address: Any, key: bytes, patience_s: float) -> Connection:

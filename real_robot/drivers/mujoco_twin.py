@@ -22,7 +22,7 @@ from ...sim.embodiment import SimEmbodiment
 from ...spec import FeatureSpec
 from ..robot import Robot
 from ..spec import Frame, Reading, RobotSpec
-from ..twin import KEY_VARIABLE, STATE_HZ, connect, run_twin
+from ..twin import KEY_VARIABLE, STATE_HZ, connect, hang_up, run_twin
 
 
 class MujocoTwin(Robot):
@@ -65,6 +65,7 @@ class MujocoTwin(Robot):
         self._numbers: dict[str, tuple[int, int]] = {}
         self._replies: dict[str, dict[str, Any]] = {}
         self._lost = ""
+        self._listener: threading.Thread | None = None
 
     # -- the robot -----------------------------------------------------------------------------------------------------
 
@@ -88,7 +89,8 @@ class MujocoTwin(Robot):
                 raise RobotError(f"the twin at {self._address} needs its key: set {KEY_VARIABLE} to what it printed")
         self._connection = connect(address, key, 30.0 if self._process is not None else 2.0)
         self._lost = ""
-        threading.Thread(target=self._listen, args=(self._connection,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._connection,), daemon=True)
+        self._listener.start()
         with self._news:
             complete = self._news.wait_for(self._complete, timeout=30.0)
         if not complete:
@@ -145,7 +147,10 @@ class MujocoTwin(Robot):
             if self._process is not None:
                 with contextlib.suppress(OSError, ValueError):
                     connection.send_bytes(encode({"type": "end"}))
-            connection.close()
+            hang_up(connection)
+        if self._listener is not None:
+            self._listener.join(1.0)
+            self._listener = None
         if self._process is not None:
             self._process.join(3.0)
             if self._process.is_alive():
@@ -222,10 +227,11 @@ class MujocoTwin(Robot):
                 message = decode(connection.recv_bytes())
             except WireError:
                 continue
-            except (OSError, EOFError, TypeError) as error:  # TypeError: closed meanwhile by this process
+            except (OSError, EOFError) as error:
                 with self._news:
-                    self._lost = str(error) or "it hung up"
-                    self._news.notify_all()
+                    if self._connection is connection:
+                        self._lost = str(error) or "it hung up"
+                        self._news.notify_all()
                 return
             with self._news:
                 kind = message["type"]

@@ -1,5 +1,9 @@
 """The twin in its own process: a robot that goes on whatever becomes of who controls it; judged by its own journal."""
 
+import socket
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -16,6 +20,7 @@ from brachium.real_robot.pacing import Timing
 from brachium.real_robot.preflight import FAIL, preflight
 from brachium.real_robot.safety.guard import Rules, SafetyGuard
 from brachium.real_robot.safety.zones import ModelCheck
+from brachium.real_robot.twin import KEY_VARIABLE
 from brachium.spec import ActionChunk
 
 HZ = 50.0
@@ -210,10 +215,60 @@ def test_a_twin_that_dies_is_a_lost_robot(factory):
     robot.disconnect()
 
 
-def test_the_wrong_key_is_refused(factory, monkeypatch):
-    from brachium.real_robot import drivers  # noqa: F401
-    from brachium.real_robot.twin import KEY_VARIABLE
+@pytest.fixture
+def standing(factory, monkeypatch):
+    """A twin that somebody else started, and a robot that knows its address and key."""
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    words = [sys.executable, "-m", "brachium", "twin", "env=tabletop/reach", "port=0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    address = process.stdout.readline().split()[1]
+    yield MujocoTwin(env=factory, address=address)
+    process.terminate()
+    process.wait(5)
+    process.stdout.close()
 
+
+def test_who_says_nothing_keeps_nobody_out(standing, monkeypatch):
+    host, _, port = standing._address.rpartition(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(8)]
+    monkeypatch.setenv(KEY_VARIABLE, "another")
+    with pytest.raises(RobotError, match="refuses"):
+        standing.connect()
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    standing.connect()
+    assert standing.read().position.shape == (standing.spec.dof,)
+    standing.disconnect()
+    for one in silent:
+        one.close()
+
+
+def test_it_can_be_connected_again_and_again_while_it_talks(standing):
+    """A thread that still reads the old connection must not take what the new one is told."""
+    before = threading.active_count()
+    for k in range(25):
+        standing.connect()
+        assert standing.ask({"type": "journal"}, "journal")["type"] == "journal", k
+        standing.disconnect()
+    assert threading.active_count() <= before + 1, "every listener has ended"
+    with pytest.raises(RobotError, match="not connected"):
+        standing.read()
+
+
+def test_a_second_controller_takes_over_and_the_first_hears_of_it(standing, factory):
+    standing.connect()
+    other = MujocoTwin(env=factory, address=standing._address)
+    other.connect()
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until and not standing._lost:
+        time.sleep(0.01)
+    with pytest.raises(RobotError, match="lost"):
+        standing.read()
+    assert other.read().position.shape == (other.spec.dof,)
+    other.disconnect()
+    standing.disconnect()
+
+
+def test_the_wrong_key_is_refused(factory, monkeypatch):
     robot = MujocoTwin(env=factory, address="127.0.0.1:1")
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(RobotError, match=KEY_VARIABLE):
