@@ -15,9 +15,9 @@ demo: setup ## record, train and evaluate a small policy from nothing (ARGS="see
 	$(BIN)/brachium demo $(ARGS)
 
 realtime: setup ## train a policy that bears delay (25 minutes), and run it in real time: server, controller, simulated arm
-	$(BIN)/brachium demo experiment=realtime $(ARGS)
+	$(BIN)/brachium demo experiment=realtime
 	$(BIN)/brachium deploy policy=outputs/realtime/flow-0/checkpoint env@robot.env=tabletop/push \
-		embodiment@robot.env.embodiment=arm6_pose episodes=3
+		embodiment@robot.env.embodiment=arm6_pose episodes=3 $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

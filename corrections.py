@@ -8,6 +8,9 @@ that is kept is a success.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .datasets.schema import EXECUTED
+from .datasets.store import EpisodeStore
 from .envs.demonstrations import RecordedEpisode, Step, demonstration_schema
 from .envs.record import record_from
 from .envs.tabletop import TabletopEnv
@@ -57,10 +61,11 @@ class CorrectedRollouts:
         env: An environment with `expert_action`.
         policies: Executors of the policy, one for each delay that it shall meet; episode by episode one is drawn.
         first, last: The expert takes over at a step between, drawn evenly.
+        identity: Of the policy; kept with every episode.
     """
 
-    def __init__(self, env: TabletopEnv, policies: list[Policy], *, first: int, last: int) -> None:
-        self.env, self.policies, self.first, self.last = env, policies, first, last
+    def __init__(self, env: TabletopEnv, policies: list[Policy], *, first: int, last: int, identity: str = "") -> None:
+        self.env, self.policies, self.first, self.last, self.identity = env, policies, first, last, identity
         self.name = env.task.name
         self.schema = demonstration_schema(env.embodiment.spec)
 
@@ -89,7 +94,8 @@ class CorrectedRollouts:
             success = bool(info["success"])
             if terminated and not success:
                 break
-        meta = {"seed": seed, "task": self.name, "expert_from": min(handover, len(steps)), "executor": which}
+        meta = {"seed": seed, "task": self.name, "expert_from": min(handover, len(steps)), "delay": which}
+        meta["policy"] = self.identity
         return [RecordedEpisode(str(observation["instruction"]), (self.name, "corrected"), meta, steps, success)]
 
 
@@ -98,7 +104,7 @@ def record_corrections(
     policy: str,
     env: Callable[..., Any],
     executor: Callable[..., Policy],
-    out: str,
+    out: str = "outputs/corrections",
     episodes: int = 100,
     seed: int = 500_000,
     workers: int = 2,
@@ -132,8 +138,21 @@ def record_corrections(
         raise ConfigError(f"expected max_delay from 0 and first <= last, got {max_delay}, {first} and {last}")
     if not (Path(policy) / "meta.json").exists():
         raise ConfigError(f"{policy} is no checkpoint: expected a folder that brachium train has made")
+    _check_alone(Path(out), drives(policy, executor, max_delay), overwrite)
     make = partial(_make, env, policy, executor, max_delay, first, last, device)
     return record_from(make, out=out, episodes=episodes, seed=seed, workers=workers, overwrite=overwrite)
+
+
+def _check_alone(out: Path, identity: str, overwrite: bool) -> None:
+    """Raise ConfigError where a store has corrections of another policy: its seeds would count as done."""
+    if overwrite or not out.exists():
+        return
+    others = {str(e.meta["policy"]) for e in EpisodeStore.open(out).episodes if "policy" in e.meta} - {identity}
+    if others:
+        raise ConfigError(
+            f"{out} has corrections of another policy, executor or max_delay ({', '.join(sorted(others))}; this is "
+            f"{identity}). Type: out={out}-2"
+        )
 
 
 def _make(
@@ -146,12 +165,22 @@ def _make(
     device: str,
 ) -> CorrectedRollouts:
     """What a recording process runs."""
-    import torch
+    if multiprocessing.parent_process() is not None:  # recording processes share the cores; the command itself does not
+        import torch
 
-    torch.set_num_threads(1)  # the processes share the cores
+        torch.set_num_threads(1)
     made = env()
     if not isinstance(made, TabletopEnv):
         raise ConfigError(f"cannot correct a policy in {type(made).__name__}: expected an environment with an expert")
     chunks = VLAPolicy.from_checkpoint(path, like=made.embodiment.spec, device=device, batch_size=1)
     policies = [executor(chunks, inference_delay=delay) for delay in range(max_delay + 1)]
-    return CorrectedRollouts(made, policies, first=first, last=last)
+    return CorrectedRollouts(made, policies, first=first, last=last, identity=drives(path, executor, max_delay))
+
+
+def drives(path: str | Path, executor: Callable[..., Policy], max_delay: int) -> str:
+    """12 hex digits of what decides where the policy goes: its weights, its executor, its delays."""
+    digest = hashlib.sha256((Path(path) / "model.safetensors").read_bytes())
+    options = getattr(executor, "keywords", {})
+    made = getattr(executor, "func", executor)
+    digest.update(json.dumps([getattr(made, "__qualname__", str(made)), options, max_delay], default=str).encode())
+    return digest.hexdigest()[:12]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import human_time, log, table
-from .corrections import Corrections, record_corrections
+from .corrections import Corrections, drives, record_corrections
 from .datasets.inspect import inspect_store
 from .datasets.store import EpisodeStore
 from .envs.record import record
@@ -186,17 +186,17 @@ def _correct(
     workers: int,
 ) -> bool:
     """Record a round of corrections; whether there was anything to record."""
-    note, told = store.with_suffix(".json"), (checkpoint.parent / "request.json").read_text()
-    wanted = json.dumps([told, vars(corrections)], default=str)
-    found = json.loads(note.read_text()) if note.exists() else {"request": None, "done": False}
-    if found == {"request": wanted, "done": True} and store.exists():
+    note, told = store.with_suffix(".json"), drives(checkpoint, executor, corrections.max_delay)
+    wanted = {"policy": told, "suite": list(suite), "episodes": corrections.episodes}
+    found = _read(note)
+    if found == {**wanted, "done": True} and store.exists():
         log(f"{store}: has the corrections of this policy already; reusing them")
         return False
-    if store.exists() and found["request"] != wanted:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    _write(note, {**wanted, "done": False})  # before anything is removed: a kill must not leave half a store as whole
+    if store.exists() and found.get("policy") != told:
         log(f"{store}: was recorded with another policy; starting anew")
         shutil.rmtree(store)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"request": wanted, "done": False}))
     for make in suite.values():
         record_corrections(
             policy=str(checkpoint),
@@ -207,8 +207,23 @@ def _correct(
             workers=workers,
             max_delay=corrections.max_delay,
         )
-    note.write_text(json.dumps({"request": wanted, "done": True}))
+    _write(note, {**wanted, "done": True})
     return True
+
+
+def _write(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """JSON; empty where there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _fingerprints(folder: Path) -> dict[str, str | None]:
@@ -227,15 +242,16 @@ class StageClock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = _read(path)
 
     def stage(self, name: str, run: Path | None = None) -> _Stage:
         """Time a stage (of one run)."""
         return _Stage(self, name if run is None else f"{run.name}/{name}")
 
     def forget(self, run: Path) -> None:
-        """Begin anew with the stages of one run."""
-        self.seconds = {key: spent for key, spent in self.seconds.items() if not key.startswith(f"{run.name}/")}
+        """Begin anew with the training and evaluation of one run."""
+        for name in ("train", "eval"):
+            self.seconds.pop(f"{run.name}/{name}", None)
 
     def of(self, name: str, run: Path) -> float:
         """Seconds of a stage [s]."""
@@ -260,7 +276,7 @@ class _Stage:
         spent = time.monotonic() - self.begin
         if not self.reused or self.key not in self.clock.seconds:
             self.clock.seconds[self.key] = self.clock.seconds.get(self.key, 0.0) + spent
-            self.clock.path.write_text(json.dumps(self.clock.seconds, indent=1) + "\n")
+            _write(self.clock.path, self.clock.seconds)
 
 
 def _drafts(folder: Path, run: Path, rounds: int) -> list[Path]:
@@ -278,6 +294,7 @@ def collect_result(folder: Path, run: Path, clock: StageClock, drafts: Sequence[
         **{k: summary["total"][k] for k in keys},
         "tasks": {name: {k: task[k] for k in keys} for name, task in summary["tasks"].items()},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "embodiment": EpisodeStore.open(folder / "store").embodiment.name,
         "demos": EpisodeStore.open(folder / "store").num_episodes,
         "corrections": sum(EpisodeStore.open(f"{draft}-store").num_episodes for draft in drafts),
         "parameters": summary["parameters"],
@@ -305,6 +322,7 @@ def _farewell(folder: Path, run: Path, result: Mapping[str, Any]) -> None:
     )
     print(f"\nReport: {folder / 'report.html'}   (videos inside; open it in a browser)")
     print("Next:")
-    print(f"  brachium eval checkpoint={run / 'checkpoint'} env=tabletop/push executor=ensemble")
+    where = f"env=tabletop/push embodiment@env.embodiment={result['embodiment']}"
+    print(f"  brachium eval checkpoint={run / 'checkpoint'} {where} executor=ensemble")
     print("  brachium demo model/head=tokenized")
     print(f"  brachium train store={folder / 'store'} encoder={run / 'checkpoint'} optimization.steps=8000")

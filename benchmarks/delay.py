@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def main() -> None:
             row = found["rows"].setdefault(name, {})
             if str(delay) in row:
                 continue
-            place = out / f"{name.replace(' ', '-')}-{delay}"
+            place = out / f"{re.sub(r'[^a-z0-9]+', '-', name)}-{delay}"
             words = [f"checkpoint={checkpoint}", "suite=basics_pose", "~suite.reach", f"executor={executor}"]
             words += [f"executor.inference_delay={delay}", f"episodes={options.episodes}", f"out={place}"]
             subprocess.run([sys.executable, "-m", "brachium", "eval", *words, "videos=0", "report=false"], check=True)

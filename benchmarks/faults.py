@@ -92,7 +92,9 @@ class Circle:
 def run_server(where: Any, spec: dict[str, Any], queue: int) -> None:
     """The policy server."""
     policy = Circle(EmbodimentSpec.from_dict(spec))
-    server = PolicyServer(policy, identity={"name": "circle"}, access=Access(port=0, rate_hz=1e9), queue=queue)
+    server = PolicyServer(
+        policy, identity={"name": "circle"}, access=Access(port=0, rate_hz=1e9, clients=1000), queue=queue
+    )
     server.warm_up = lambda runs=2: 0.0  # type: ignore[method-assign]
     asyncio.run(server.serve(where.put))
 

@@ -121,11 +121,12 @@ def main() -> None:
         else:
             embodiment = options.embodiment
             found = real(options.checkpoint, embodiment, task, how, delay, options.episodes, folder, extra)
-        with (out / "lock").open("w") as lock:
+        with Path(__file__).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             results = load()
             results["cells"][key] = found
-            TARGET.write_text(json.dumps(results, indent=1) + "\n")
+            TARGET.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
+            TARGET.with_suffix(".partial").replace(TARGET)
         log(f"{key}: {json.dumps(found)}")
 
 

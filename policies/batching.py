@@ -70,7 +70,7 @@ class Batcher:
         self._alone: deque[Batch] = deque()
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._busy = False
+        self._busy = self._closed = False
 
     @property
     def depth(self) -> int:
@@ -81,8 +81,10 @@ class Batcher:
         """The answer to a job.
 
         Raises:
-            ServerError: Too many wait already.
+            ServerError: Too many wait already, or the server is closing.
         """
+        if self._closed:
+            raise ServerError("the server is closing")
         if self.depth >= self._limit:
             raise ServerError(f"busy: {self.depth} requests wait already; ask again later")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -98,8 +100,12 @@ class Batcher:
         try:
             await self._loop.create_future()
         finally:
-            self._loop = None
+            self._loop, self._closed = None, True
             self._inbox.put(None)
+            left = [*self._waiting, *(one for batch in self._alone for one in batch)]
+            for _, future in left:
+                if not future.done():
+                    future.set_exception(ServerError("the server is closing"))
 
     # -- in the event loop ---------------------------------------------------------------------------------------------
 
@@ -143,6 +149,8 @@ class Batcher:
                 found = self._run([job for job, _ in batch])
             except Exception as error:
                 found = error
+            except BaseException as error:  # of a native package that panics: this thread must go on
+                found = RuntimeError(f"{type(error).__name__}: {error}")
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._finish, batch, found, time.monotonic() - begin)
             del batch, found  # what was seen is not kept until the next request comes

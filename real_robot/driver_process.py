@@ -142,9 +142,11 @@ class ProcessRobot(Robot):
         names = set(self.spec.camera_names)
         with self._news:
             self._news.wait_for(
-                lambda: bool(self._lost) or (self._reading is not None and set(self._frames) >= names), self._start_s
+                lambda: bool(self._lost) or (self._reading is not None and self._ready(names)), self._start_s
             )
             why, reading, frames = self._lost, self._reading, set(self._frames)
+            if not why and reading is not None and not frames >= names:
+                why = reading.fault
         if why or reading is None or not frames >= names:
             said = self._said()
             self.disconnect()
@@ -160,6 +162,10 @@ class ProcessRobot(Robot):
                 f"robot {self.spec.name!r} is not what its YAML says: expected {self.spec.dof} axes and cameras "
                 f"{shapes}, got {len(reading.position)} axes and {got}"
             )
+
+    def _ready(self, names: set[str]) -> bool:
+        """Whether all cameras have shown something, or one says why it never will."""
+        return set(self._frames) >= names or bool(self._reading and "camera" in self._reading.fault)
 
     def read(self) -> Reading:
         """The newest reading."""
@@ -365,7 +371,8 @@ class _Worker:
                 self._fault = state.fault
             elif not self._fault and (broken := self._cameras.broken()):
                 self._fault = "; ".join(f"camera {name}: {why}" for name, why in broken.items())
-                link.stop()
+                if self._engaged:
+                    link.stop()
             elif self._engaged and not self._fault and now - self._heard > self._watchdog_s:
                 self._fault = f"watchdog: no command for {(now - self._heard) * 1e3:.0f} ms"
                 link.stop()

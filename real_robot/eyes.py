@@ -40,6 +40,8 @@ class _Seen:
     digest: int
     since: float
     position: np.ndarray
+    moved: float = 0.0
+    """How far an axis has been from there since: a robot that comes back has moved all the same."""
 
 
 class Eyes:
@@ -66,6 +68,8 @@ class Eyes:
             self._readings.append(reading)
         while self._readings and self._readings[0].timestamp < reading.timestamp - MEMORY_S:
             self._readings.popleft()
+        for seen in self._seen.values():
+            seen.moved = max(seen.moved, float(np.abs(reading.position - seen.position).max()))
         for name, frame in reading.frames.items():
             last = self._seen.get(name)
             if last is not None and frame.timestamp == last.frame.timestamp:
@@ -89,11 +93,10 @@ class Eyes:
         stamps = [self._seen[name].frame.timestamp for name in cameras]
         if stamps and max(stamps) - min(stamps) > rules.skew_s:
             return f"the cameras are {(max(stamps) - min(stamps)) * 1e3:.0f} ms apart"
-        here = self._readings[-1].position
         for name in cameras:
             seen = self._seen[name]
             still = seen.frame.timestamp - seen.since
-            if still > rules.frozen_s and np.abs(here - seen.position).max() > rules.moved:
+            if still > rules.frozen_s and seen.moved > rules.moved:
                 return f"camera {name} shows the same picture for {still:.1f} s while the robot moves: frozen"
         return ""
 

@@ -48,9 +48,9 @@ def test_the_policy_drives_until_the_expert_ends_the_task(rollouts):
         (episode,) = rollouts.record(seed)
         assert episode.success
         assert episode.tags == ("reach", "corrected")
-        policy = rollouts.policies[episode.meta["executor"]]
+        policy = rollouts.policies[episode.meta["delay"]]
         handover = episode.meta["expert_from"]
-        executors.add(episode.meta["executor"])
+        executors.add(episode.meta["delay"])
         handovers.add(handover)
         assert policy.seeds[-1] == (0, seed)
         replayed.reset(seed=seed)
@@ -87,6 +87,8 @@ def test_a_store_of_them_reads_back(tmp_path, rollouts, monkeypatch):
     monkeypatch.setattr(corrections, "_make", lambda *args: rollouts)
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "meta.json").write_text("{}")
+    (tmp_path / "policy" / "model.safetensors").write_bytes(b"weights")
+    rollouts.identity = corrections.drives(tmp_path / "policy", None, 0)
     done = corrections.record_from.__globals__
     monkeypatch.setitem(done, "_run_workers", _here)
     for episodes in (3, 5, 5):
@@ -98,6 +100,23 @@ def test_a_store_of_them_reads_back(tmp_path, rollouts, monkeypatch):
     executed, action = store.lowdim(EXECUTED), store.lowdim("action")
     assert executed.shape == action.shape
     assert (executed != action).any(1).mean() > 0.2
+
+
+def test_corrections_of_another_policy_are_not_taken_for_this_ones(tmp_path, rollouts, monkeypatch):
+    rollouts.identity = "another"
+    monkeypatch.setattr(corrections, "_make", lambda *args: rollouts)
+    monkeypatch.setitem(corrections.record_from.__globals__, "_run_workers", _here)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    common = {"env": None, "executor": Lost, "out": str(tmp_path / "s"), "episodes": 2}
+    rollouts.identity = corrections.drives(tmp_path / "one", Lost, 0)
+    corrections.record_corrections(policy=str(tmp_path / "one"), **common)
+    corrections.record_corrections(policy=str(tmp_path / "one"), **common)
+    for other in ({"policy": str(tmp_path / "two")}, {"policy": str(tmp_path / "one"), "max_delay": 2}):
+        with pytest.raises(ConfigError, match="corrections of another policy"):
+            corrections.record_corrections(**(common | other))
 
 
 def _here(make, out, name, seeds, workers, keep_failures):

@@ -30,14 +30,16 @@ def evaluate_heldout(vla: VLAModel, data: PolicyData, embodiment: str, statistic
     for first in range(0, count, EVALUATED_AT_ONCE):
         batch = data.batch(chosen[first : first + EVALUATED_AT_ONCE])
         encoding = batch.encode(vla)
-        each = vla.loss(encoding, batch.state, batch.action, batch.action_pad, embodiment, draws)
+        args = (batch.state, batch.action, batch.action_pad, embodiment, draws, batch.executed)
+        each = vla.loss(encoding, *args)
         shape = (*batch.action.shape[:2], vla.noise_dim(embodiment))
         drawn = torch.randn(shape, generator=noise).to(batch.action.device)
         real = (~batch.action_pad)[:, :, None] & vla.get_buffer(f"action_active_{embodiment}")
+        usual = mean + vla.origin(batch.state, embodiment)  # a mean of relative actions is one from where the robot is
         guesses = {
             "action_error": vla.sample(encoding, batch.state, drawn, embodiment),
-            "mean_error": mean,
-            "last_error": torch.where(batch.first[:, None], mean, batch.previous)[:, None],
+            "mean_error": usual,
+            "last_error": torch.where(batch.first[:, None, None], usual, batch.previous[:, None]),
         }
         sums["loss"] += float(each.sum())
         for name, guess in guesses.items():

@@ -70,6 +70,11 @@ class VLAModel(nn.Module):
             )
         inputs = self._head_inputs()
         self.head = instantiate(recipe.head, inputs=inputs)
+        if self.max_delay >= recipe.action_horizon:
+            raise ConfigError(
+                f"model.head.max_delay={self.max_delay}: expected less than the chunk's {recipe.action_horizon} steps, "
+                "or nothing would be left to learn"
+            )
         self.speech = None if recipe.speech is None else instantiate(recipe.speech, inputs=inputs)
         self.check_insulation()
         self.words_in: nn.Module | None = None
@@ -216,7 +221,7 @@ class VLAModel(nn.Module):
         context = self.context(encoding, state, embodiment)
         more = {} if guidance is None else {"guide": self._guide(guidance, embodiment, state)}
         found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment, **more).float()
-        actions = found[..., : spec.dim] * active * scale + offset + self._origin(state, embodiment)
+        actions = found[..., : spec.dim] * active * scale + offset + self.origin(state, embodiment)
         if spec.low:
             actions = torch.maximum(actions, torch.tensor(spec.low, device=actions.device))
         if spec.high:
@@ -254,10 +259,10 @@ class VLAModel(nn.Module):
     ) -> tuple[Float[Tensor, "b h n"], Bool[Tensor, " n"]]:
         """Actions as heads see them, padded, and which dimensions count; `state` is what the chunks begin in."""
         active, wide = self._buffer("action_active", embodiment), self.noise_dim(embodiment)
-        action = action - self._origin(state, embodiment)
+        action = action - self.origin(state, embodiment)
         return _widen(self._normalised("action", action, embodiment), wide), _widen(active, wide)
 
-    def _origin(self, state: Float[Tensor, "b s"], embodiment: str) -> Float[Tensor, "b 1 a"]:
+    def origin(self, state: Float[Tensor, "b s"], embodiment: str) -> Float[Tensor, "b 1 a"]:
         """What chunks that begin in `state` are relative to: zero but for the recipe's `relative` elements."""
         origin = state.new_zeros(len(state), 1, self.spec(embodiment).action.dim)
         if self.recipe.relative:

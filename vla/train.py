@@ -95,6 +95,12 @@ def train(
     notes: dict[str, Any] = {"seconds": {}}
     if init is not None:
         vla, fresh = extend_checkpoint(init, sources, optimization.seed)
+        asked = int(model.head.get("max_delay", 0))
+        if asked and asked != vla.max_delay:
+            raise ConfigError(
+                f"model.head.max_delay={asked}: {init} has max_delay={vla.max_delay}, and init=CHECKPOINT brings "
+                "its own recipe"
+            )
         statistics = statistics_of(sources, vla.recipe)
         if tune == "embodiment" and not fresh:
             raise ConfigError(f"tune=embodiment: {init} knows {list(statistics)} already; expected data of a new one")

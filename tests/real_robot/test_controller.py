@@ -354,5 +354,8 @@ def test_a_frozen_camera_is_noticed_when_the_robot_moves():
     for k in range(10):
         look.look(shot(2.2 + 0.02 * k, value=7, position=0.02 * k))
     assert "frozen" in look.problem(2.4)
+    for k in range(10):  # it comes back: the picture should have changed meanwhile
+        look.look(shot(2.4 + 0.01 * k, value=7, position=0.2 - 0.02 * k))
+    assert "frozen" in look.problem(2.5)
     look.look(shot(2.5, value=8, position=0.2))
     assert look.problem(2.5) == ""

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from memory_link import MemoryLink
+from memory_link import BlindCamera, MemoryLink
 
 from brachium.errors import RobotError
 from brachium.real_robot.cameras import CameraSet, OpenCVCamera, camera_specs, fitted
@@ -262,7 +262,7 @@ def test_cameras_beside_the_robot(tmp_path):
         assert reading.frames["side"].image.shape == (32, 32, 3)
         assert until(lambda: robot.read().fault), "the file is over"
         assert "camera side: the camera at" in robot.read().fault
-        assert until(lambda: events(tmp_path, "stop")), "nobody sees any more what the robot does"
+        assert not events(tmp_path, "stop"), "at rest it stays where it is"
     finally:
         robot.disconnect()
 
@@ -280,6 +280,16 @@ def test_a_camera_whose_package_fails_says_so():
     assert until(cameras.broken)
     assert cameras.broken() == {"side": "ZeroDivisionError: a bug of the package"}
     cameras.close()
+
+
+def test_a_camera_that_opens_and_shows_nothing_says_why_at_once(tmp_path):
+    side = BlindCamera(device=0, height=32, width=32)
+    link = functools.partial(MemoryLink, tmp_path)
+    robot = ProcessRobot(spec(camera_specs({"side": side})), link, cameras={"side": side}, start_s=20.0)
+    begin = time.monotonic()
+    with pytest.raises(RobotError, match="camera side: the camera at 0 is not open"):
+        robot.connect()
+    assert time.monotonic() - begin < 15.0, "it waited for what never comes"
 
 
 def test_a_camera_that_is_not_there(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from brachium.errors import RobotError
+from brachium.real_robot.cameras import OpenCVCamera
 from brachium.real_robot.driver_process import Link, LinkState
 from brachium.real_robot.spec import Frame
 
@@ -68,3 +69,10 @@ class MemoryLink(Link):
 
     def close(self):
         self.note("close")
+
+
+class BlindCamera(OpenCVCamera):
+    """Opens, and shows nothing."""
+
+    def open(self) -> None:
+        """Nothing is opened."""

@@ -174,6 +174,11 @@ def test_a_model_goes_on_from_a_plan_in_its_own_units():
     np.testing.assert_allclose(led[:, :2], plan[:, :2], atol=1e-5)
 
 
+def test_a_delay_as_long_as_the_chunk_is_refused():
+    with pytest.raises(ConfigError, match="nothing would be left to learn"):
+        make_model(make_recipe({**HEADS["flow"], "max_delay": 4}))
+
+
 def test_a_negative_delay_is_refused():
     with pytest.raises(ConfigError, match="max_delay of at least 0"):
         FlowHead(inputs=HeadInputs(context_dim=2, action_horizon=3, action_dims={"tiny": 1}), max_delay=-1)

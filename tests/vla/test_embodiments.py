@@ -233,6 +233,12 @@ def test_nothing_to_train_is_said(stores, tmp_path):
         run(stores[0], tmp_path / "out", init="x", encoder="nano")
 
 
+def test_a_delay_cannot_be_added_to_a_checkpoint(stores, both, tmp_path):
+    recipe = make_recipe({**HEADS["flow"], "max_delay": 2})
+    with pytest.raises(ConfigError, match="has max_delay=0"):
+        run(stores[0], tmp_path / "more", recipe, init=str(both))
+
+
 def test_mistakes_with_several_stores(stores, both, tmp_path):
     other = record_demos(tmp_path / "other", range(3), spec=replace(make_embodiment(), control_hz=11.0))
     with pytest.raises(SpecMismatchError, match=r"control_hz: 11\.0 against 10\.0"):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...console import log
 from ...datasets.statistics import FieldStatistics, Statistics
 from ...errors import CheckpointError, NotFoundError, did_you_mean
 from ...spec import EmbodimentSpec, FeatureSpec
@@ -144,6 +145,8 @@ def _require_kind(model: VLAModel, kind: Any, tensors: Mapping[str, Tensor]) -> 
     pairs = {f"head.{k}": (own.head.get(k), v) for k, v in wanted["head"].items() if k not in FREE}
     pairs |= {f"backbone.{k}": (own.backbone.get(k), wanted["backbone"].get(k)) for k in ("fit", "two_way", "scale")}
     pairs |= {k: (getattr(own, k), wanted[k]) for k in ("state", "prompt") if k in wanted}
+    if own.head.get("max_delay"):
+        log(f"a {kind.kind} knows no max_delay: it is left out, and chunks do not go on from rows that are given there")
     apart = [f"{k} is {mine!r} here and {theirs!r} there" for k, (mine, theirs) in pairs.items() if mine != theirs]
     if apart:
         raise CheckpointError(f"a {kind.kind} has no place for this model: {'; '.join(apart)}")

@@ -42,7 +42,7 @@ class FlowMatching(nn.Module):
     reads = "states"
 
     def __init__(
-        self, *, steps: int, solver: str, draws: int, time_alpha: float, max_delay: int, fills: bool = False
+        self, *, steps: int, solver: str, draws: int, time_alpha: float, max_delay: int = 0, fills: bool = False
     ) -> None:
         super().__init__()
         check_solver(solver, steps)
@@ -119,7 +119,8 @@ class FlowMatching(nn.Module):
         if given is not None:
             held = target if executed is None else (executed * dim_mask).repeat_interleave(draws, 0)
             mixed, counts = torch.where(given[:, :, None], held, mixed), counts & ~given
-        found = self.velocity(self.prepare(context, draws), mixed, t, embodiment, given).float()
+        more = {} if given is None else {"given": given}
+        found = self.velocity(self.prepare(context, draws), mixed, t, embodiment, **more).float()
         each = masked_mean((found - (noise - target)).square(), counts, dim_mask)
         return each.reshape(-1, draws).mean(1)
 
