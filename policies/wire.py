@@ -8,6 +8,7 @@ no pickle, no classes, no code. Imports numpy and msgpack only, for it belongs t
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import msgpack
@@ -21,6 +22,8 @@ MAX_DIMS = 8
 MAX_ITEMS = 4096
 """Entries of a list or map, and of the message in all its levels together."""
 MAX_TEXT = 2**16
+MAX_DEPTH = 32
+"""Levels of lists and maps in each other."""
 _KINDS = "biuf"
 
 
@@ -47,42 +50,109 @@ def decode(data: bytes, *, limit: int = MAX_MESSAGE) -> Any:
         raise WireError(f"expected a binary message, got {type(data).__name__}")
     if len(data) > limit:
         raise WireError(f"expected a message of at most {limit} bytes, got {len(data)}")
-    reader = _Reader()
     try:
-        return msgpack.unpackb(
-            data,
-            object_hook=reader.map,
-            list_hook=reader.list,
-            max_str_len=MAX_TEXT,
-            max_bin_len=limit,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-        )
+        return _Reader(bytes(data)).whole()
     except WireError:
         raise
-    except Exception as error:  # msgpack raises classes of its own, ValueError, UnicodeDecodeError, RecursionError ...
+    except Exception as error:  # of struct, of UTF-8, of nesting
         raise WireError(f"expected a msgpack message, got {len(data)} bytes that are none: {error}") from error
 
 
+_LENGTH = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I", 0xDC: ">H", 0xDD: ">I"}
+_LENGTH |= {0xDE: ">H", 0xDF: ">I"}
+_NUMBER = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
+_NUMBER |= {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+_CONSTANT = {0xC0: None, 0xC2: False, 0xC3: True}
+
+
 class _Reader:
-    """Counts while a message is unpacked: many small parts cost far more memory than bytes."""
+    """Reads a message of msgpack (its specification of 2017, without extensions), with limits from the first byte on.
 
-    def __init__(self) -> None:
-        self.items = 0
+    The package reads faster, but interns every key of a map, and before Python 3.13 an interned text is never freed:
+    whoever sends new keys fills a server's memory. It also copies every picture; here they are views of the message.
+    """
 
-    def list(self, value: list[Any]) -> list[Any]:
-        self._count(len(value))
+    def __init__(self, data: bytes) -> None:
+        self.data, self.view, self.place, self.items = data, memoryview(data), 0, 0
+
+    def whole(self) -> Any:
+        """The message, which ends where the data does."""
+        value = _owned(self.value(0))
+        if self.place != len(self.data):
+            raise WireError(f"expected a msgpack message, got {len(self.data) - self.place} bytes behind one")
         return value
 
-    def map(self, value: dict[Any, Any]) -> Any:
-        self._count(len(value))
-        return _unpack(value)
+    def value(self, depth: int) -> Any:
+        kind = self.data[self.place]
+        self.place += 1
+        if kind < 0x80:
+            return kind
+        if kind >= 0xE0:
+            return kind - 0x100
+        if kind < 0x90:
+            return self.map(kind & 0x0F, depth)
+        if kind < 0xA0:
+            return self.list(kind & 0x0F, depth)
+        if kind < 0xC0:
+            return self.text(kind & 0x1F)
+        if kind in _CONSTANT:
+            return _CONSTANT[kind]
+        if kind in _NUMBER:
+            return self.number(_NUMBER[kind])
+        if kind not in _LENGTH:
+            raise WireError(f"expected no extensions of msgpack, got type 0x{kind:02x}")
+        length = self.number(_LENGTH[kind])
+        if kind <= 0xC6:
+            return self.take(length)
+        if kind <= 0xDB:
+            return self.text(length)
+        return self.list(length, depth) if kind <= 0xDD else self.map(length, depth)
 
-    def _count(self, parts: int) -> None:
-        self.items += parts
+    def number(self, form: str) -> Any:
+        (value,) = struct.unpack_from(form, self.data, self.place)
+        self.place += struct.calcsize(form)
+        return value
+
+    def take(self, length: int) -> memoryview:
+        end = self.place + length
+        if end > len(self.data):
+            raise WireError(f"expected {length} bytes, got {len(self.data) - self.place}: the message is cut off")
+        found, self.place = self.view[self.place : end], end
+        return found
+
+    def text(self, length: int) -> str:
+        if length > MAX_TEXT:
+            raise WireError(f"expected a text of at most {MAX_TEXT} bytes, got {length}")
+        return str(self.take(length), "utf-8")
+
+    def list(self, length: int, depth: int) -> list[Any]:
+        self.enter(length, depth)
+        return [_owned(self.value(depth + 1)) for _ in range(length)]
+
+    def map(self, length: int, depth: int) -> Any:
+        self.enter(length, depth)
+        found: dict[Any, Any] = {}
+        for _ in range(length):
+            key = _owned(self.value(depth + 1))
+            if not isinstance(key, (str, bytes)):
+                raise WireError(f"expected texts as keys of a map, got {type(key).__name__}")
+            found[key] = self.value(depth + 1)
+        if b"__ndarray__" in found or b"__npgeneric__" in found:
+            return _unpack(found)
+        return {key: _owned(value) for key, value in found.items()}
+
+    def enter(self, length: int, depth: int) -> None:
+        """Count before anything is made: many small parts cost far more memory than bytes."""
+        self.items += length
         if self.items > MAX_ITEMS:
             raise WireError(f"expected a message of at most {MAX_ITEMS} parts")
+        if depth >= MAX_DEPTH:
+            raise WireError(f"expected at most {MAX_DEPTH} levels")
+
+
+def _owned(value: Any) -> Any:
+    """Bytes that are no array's are given out as such."""
+    return bytes(value) if isinstance(value, memoryview) else value
 
 
 def _pack(value: Any) -> Any:
@@ -97,24 +167,22 @@ def _pack(value: Any) -> Any:
 
 
 def _unpack(value: dict[Any, Any]) -> Any:
-    """Arrays for maps that mean one."""
+    """The array or scalar that a map means."""
     if b"__ndarray__" in value:
         return _array(value)
-    if b"__npgeneric__" in value:
-        data = value.get(b"data")
-        if not isinstance(data, (bool, int, float)):
-            raise WireError(f"expected a number for a scalar, got {type(data).__name__}")
-        try:
-            return _dtype(value).type(data)
-        except (OverflowError, ValueError) as error:
-            raise WireError(f"a scalar does not fit its dtype: {error}") from error
-    return value
+    data = value.get(b"data")
+    if not isinstance(data, (bool, int, float)):
+        raise WireError(f"expected a number for a scalar, got {type(data).__name__}")
+    try:
+        return _dtype(value).type(data)
+    except (OverflowError, ValueError) as error:
+        raise WireError(f"a scalar does not fit its dtype: {error}") from error
 
 
 def _array(value: dict[Any, Any]) -> np.ndarray:
     data, shape = value.get(b"data"), value.get(b"shape")
     dtype = _dtype(value)
-    if not isinstance(data, bytes):
+    if not isinstance(data, memoryview):
         raise WireError(f"expected the bytes of an array, got {type(data).__name__}")
     # bool is an int: type() is meant
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
