@@ -351,7 +351,8 @@ def faults(rig: Rig) -> dict[str, tuple[Callable[[], Injection], set[str]]]:
         "readings not finite": (robot(not_finite=True), {"robot"}),
         "robot says nothing": (robot(mute=True), {"robot"}),
         "robot hears nothing": (robot(deaf=True), {"robot"}),
-        "robot blocked": (robot(blocked=True), {"robot", "time"}),
+        # Held up where it is, its cameras may be taken for frozen first: the same stop by another reason.
+        "robot blocked": (robot(blocked=True), {"robot", "time", "starved"}),
         "robot reports a fault": (robot(fault="joint 3 overheated"), {"robot"}),
     }
 
