@@ -58,10 +58,11 @@ def decode(data: bytes, *, limit: int = MAX_MESSAGE) -> Any:
         raise WireError(f"expected a msgpack message, got {len(data)} bytes that are none: {error}") from error
 
 
-_LENGTH = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I", 0xDC: ">H", 0xDD: ">I"}
-_LENGTH |= {0xDE: ">H", 0xDF: ">I"}
-_NUMBER = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
-_NUMBER |= {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+_LENGTH = {kind: struct.Struct(form) for kind, form in zip((0xC4, 0xC5, 0xC6), (">B", ">H", ">I"))}
+_LENGTH |= {kind: struct.Struct(form) for kind, form in zip((0xD9, 0xDA, 0xDB), (">B", ">H", ">I"))}
+_LENGTH |= {kind: struct.Struct(form) for kind, form in zip((0xDC, 0xDD, 0xDE, 0xDF), (">H", ">I", ">H", ">I"))}
+_NUMBER = {kind: struct.Struct(form) for kind, form in zip(range(0xCA, 0xD0), (">f", ">d", ">B", ">H", ">I", ">Q"))}
+_NUMBER |= {kind: struct.Struct(form) for kind, form in zip(range(0xD0, 0xD4), (">b", ">h", ">i", ">q"))}
 _CONSTANT = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
@@ -108,9 +109,9 @@ class _Reader:
             return self.text(length)
         return self.list(length, depth) if kind <= 0xDD else self.map(length, depth)
 
-    def number(self, form: str) -> Any:
-        (value,) = struct.unpack_from(form, self.data, self.place)
-        self.place += struct.calcsize(form)
+    def number(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack_from(self.data, self.place)
+        self.place += form.size
         return value
 
     def take(self, length: int) -> memoryview:
@@ -133,9 +134,11 @@ class _Reader:
         self.enter(length, depth)
         found: dict[Any, Any] = {}
         for _ in range(length):
-            key = _owned(self.value(depth + 1))
-            if not isinstance(key, (str, bytes)):
-                raise WireError(f"expected texts as keys of a map, got {type(key).__name__}")
+            key = self.value(depth + 1)
+            if type(key) is not str:
+                if type(key) is not memoryview:
+                    raise WireError(f"expected texts as keys of a map, got {type(key).__name__}")
+                key = bytes(key)
             found[key] = self.value(depth + 1)
         if b"__ndarray__" in found or b"__npgeneric__" in found:
             return _unpack(found)
