@@ -89,20 +89,18 @@ def demo(
         stage.reused = _fingerprints(folder) == before
     inspect_store(store=str(folder / "store"), out=str(folder / "inspect"))
     grounding = replace(grounding, store=str(folder / "scenes"), out=str(folder / "grounding"))
-    # What rounds of corrections begin from stands beside their result.
-    drafts = _drafts(folder, run, corrections.rounds)
-    stores = [folder / "store"]
-    with clock.stage("train", drafts[0] if drafts else run) as stage:
-        first = _Training(stores, model, grounding, encoder, None, optimization)
-        stage.reused = not first.run(drafts[0] if drafts else run, clock, device)
-    longer = replace(optimization, steps=corrections.steps)
-    for draft, following in zip(drafts, [*drafts[1:], run]):
-        stores.append(draft.with_name(f"{draft.name}-store"))
+    drafts = [folder / "rounds" / f"{run.name}-{k}" for k in range(corrections.rounds)]
+    begin, *later = [*drafts, run]  # what rounds of corrections begin from stands beside their result
+    training = _Training([folder / "store"], model, grounding, encoder, None, optimization)
+    with clock.stage("train", begin) as stage:
+        stage.reused = not training.run(begin, clock, device)
+    for draft, following in zip(drafts, later):
+        corrected = draft.with_name(f"{draft.name}-store")
         with clock.stage("correct", following) as stage:
-            stage.reused = not _correct(suite, draft / "checkpoint", stores[-1], executor, corrections, workers)
+            stage.reused = not _correct(suite, draft / "checkpoint", corrected, executor, corrections, workers)
+        training = training.further(draft / "checkpoint", corrected, corrections.steps)
         with clock.stage("train", following) as stage:
-            later = _Training(stores, model, grounding, encoder, draft / "checkpoint", longer)
-            stage.reused = not later.run(following, clock, device)
+            stage.reused = not training.run(following, clock, device)
     with clock.stage("eval", run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
@@ -137,6 +135,11 @@ class _Training:
     encoder: str | None
     init: Path | None
     optimization: Optimization
+
+    def further(self, init: Path, store: Path, steps: int) -> _Training:
+        """The next round: from a checkpoint, on what is corrected as well."""
+        longer = replace(self.optimization, steps=steps)
+        return replace(self, init=init, stores=[*self.stores, store], optimization=longer)
 
     def run(self, run: Path, clock: StageClock, device: str) -> bool:
         """Train unless the same request on the same data is answered by the checkpoint there; whether it did."""
@@ -277,11 +280,6 @@ class _Stage:
         if not self.reused or self.key not in self.clock.seconds:
             self.clock.seconds[self.key] = self.clock.seconds.get(self.key, 0.0) + spent
             _write(self.clock.path, self.clock.seconds)
-
-
-def _drafts(folder: Path, run: Path, rounds: int) -> list[Path]:
-    """Where the policies stand that rounds of corrections begin with."""
-    return [folder / "rounds" / f"{run.name}-{k}" for k in range(rounds)]
 
 
 def collect_result(folder: Path, run: Path, clock: StageClock, drafts: Sequence[Path] = ()) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Batcher:
     def _finish(self, batch: Batch, found: np.ndarray | Exception, spent: float) -> None:
         """Tell who asked; where a batch failed, each job runs by itself: one client's mistake is nobody else's."""
         self._busy = False
-        if isinstance(found, Exception) and len(batch) > 1:
+        if isinstance(found, Exception) and len(batch) > 1 and not self._closed:
             self._alone.extend([one] for one in batch)
         else:
             for k, (_, future) in enumerate(batch):

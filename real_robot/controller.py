@@ -172,9 +172,8 @@ class Controller:
         self._by_hand, self._let_go, self._logged = False, -np.inf, -np.inf
         if self._inference is not None:
             self._inference.restart(seed)
-        with undisturbed(
-            self.timing.realtime
-        ) as raise_threads:  # its garbage collection comes before the first reading, not after it
+        # Garbage is collected before the first reading, not after it.
+        with undisturbed(self.timing.realtime) as raise_threads:
             reading = self._first_reading()
             self.guard.start(reading, time.monotonic())
             self.body.start(self.guard.motion.position)

@@ -126,6 +126,28 @@ def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count:
         assert {k: row[k] for k in key} == {k: first[row["task"], row["seed"]][k] for k in key}
 
 
+@pytest.mark.slow
+def test_rounds_of_corrections_are_recorded_trained_on_and_reused(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    words = ["experiment=realtime", "~suite.push", "~suite.place", "corrections.rounds=1", "corrections.episodes=2"]
+    words += ["corrections.steps=5", "videos=0", "episodes=1"]
+    first = run(out, *words)
+    assert first.returncode == 0, first.stderr[-3000:]
+    meta = json.loads((out / "flow-0" / "checkpoint" / "meta.json").read_text())
+    assert meta["init"] == str(out / "rounds" / "flow-0-0" / "checkpoint")
+    result = json.loads((out / "result.json").read_text())
+    assert 0 < result["corrections"] <= 2
+    assert result["embodiment"] == "arm6_pose"
+    assert set(result["seconds"]) == {"record", "train", "correct", "eval", "total"}
+    weights = (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes()
+    again = run(out, *words)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "has the corrections of this policy already" in again.stderr
+    assert again.stderr.count("trained already on this data") == 2
+    assert json.loads((out / "result.json").read_text())["seconds"] == result["seconds"]
+    assert (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes() == weights
+
+
 def test_a_missing_encoder_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
     done = run(tmp_path / "demo", f"encoder={tmp_path / 'nowhere'}")
     assert done.returncode == 2

@@ -138,7 +138,8 @@ class PolicyData:
         }
         if self.disturbed:
             executed = window.extras[EXECUTED].astype(np.float32, copy=False)
-            common["executed"] = torch.from_numpy(executed).to(device)
+            known = np.isfinite(executed)  # a merged store may lack the field in some episodes: nothing disturbed them
+            common["executed"] = torch.from_numpy(np.where(known, executed, window.action)).to(device)
         if self.encodings is not None:
             return PolicyBatch(**common, encoding=self.encodings.rows(torch.from_numpy(now).to(device)))
         images = {k: v[:, -1] for k, v in window.images.items()}

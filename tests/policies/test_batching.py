@@ -103,6 +103,28 @@ def test_who_waits_when_it_ends_is_told():
     assert all("closing" in str(one) for one in others)
 
 
+def test_a_batch_that_fails_while_it_ends_is_told():
+    gate = threading.Event()
+
+    def run(jobs):
+        gate.wait(5.0)
+        raise ValueError("broken")
+
+    batcher = Batcher(run)
+
+    async def main():
+        asked = [asyncio.create_task(batcher.ask(job(k))) for k in range(3)]
+        await asyncio.sleep(0)
+        work = asyncio.create_task(batcher.work())  # all three are its first batch
+        await asyncio.sleep(0.05)
+        work.cancel()
+        await asyncio.sleep(0.01)
+        gate.set()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5.0)
+
+    assert [type(one) for one in asyncio.run(main())] == [ValueError] * 3
+
+
 def test_jobs_of_those_who_left_are_not_run():
     gate, seen = threading.Event(), []
 

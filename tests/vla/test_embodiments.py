@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brachium.datasets.schema import EXECUTED, StoreSchema
 from brachium.datasets.store import EpisodeStore
+from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import ConfigError, SpecMismatchError
 from brachium.policies.vla_policy import VLAPolicy
 from brachium.vla.action_tokens.fast import FastTokenizer
@@ -21,7 +23,7 @@ from brachium.vla.sources import MixedData, embodiments_of, open_sources, sample
 from brachium.vla.tokenizer import word_tokenizer
 from brachium.vla.train import train
 
-from .conftest import HEADS, TEXTS, make_embodiment, make_model, make_recipe, record_demos
+from .conftest import HEADS, TEXTS, episode_steps, make_embodiment, make_model, make_recipe, record_demos
 
 EXPERT = {"_target_": "brachium.vla.heads.expert.ExpertHead", "width": 16, "mlp": 24, "steps": 2}
 
@@ -159,6 +161,25 @@ def test_windows_of_one_robot_come_as_one_batch_whatever_stores_they_are_of(stor
         encodings = [part.encode(model) for part in parts]
     cached = [replace(part, encoding=Encoding(words=e.words, points=e.points)) for part, e in zip(parts, encodings)]
     assert torch.equal(joined(cached).encoding.words, torch.cat([e.words for e in encodings]))
+
+
+def test_where_it_is_not_known_what_was_executed_the_action_was(tmp_path):
+    """A merged store lacks the field in episodes that nothing disturbed; it reads as not a number there."""
+    spec = make_embodiment()
+    executed = replace(spec.action, name=EXECUTED, low=(), high=())
+    store = EpisodeStore.create(tmp_path / "s", StoreSchema(embodiment=spec, extras=(executed,), optional=(EXECUTED,)))
+    with EpisodeWriter(store, fsync=False) as writer:
+        for seed in (0, 1):
+            writer.begin("pick")
+            for step in episode_steps(spec, seed, 6):
+                writer.step(**step, extras={EXECUTED: step["action"] + 1.0} if seed else None)
+            writer.end(True)
+    sources = open_sources(str(tmp_path / "s"), 0.0)
+    model = make_model(make_recipe({**HEADS["flow"], "max_delay": 1}), embodiments_of(sources))
+    data = MixedData(sources, model, weights=None, batch_size=12, seed=0, cached=False)
+    batch = data.training[0].batch(np.arange(12))
+    torch.testing.assert_close(batch.executed[:6], batch.action[:6], rtol=0, atol=0)
+    torch.testing.assert_close(batch.executed[6:], batch.action[6:] + 1.0)
 
 
 def test_resuming_a_mixture_gives_the_same_weights(stores, tmp_path, monkeypatch):
