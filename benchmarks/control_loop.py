@@ -10,7 +10,6 @@ picture beside it.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import multiprocessing
@@ -26,7 +25,7 @@ from brachium.console import log
 from brachium.policies.access import Access
 from brachium.policies.executor import RecedingHorizon
 from brachium.policies.remote import RemotePolicy
-from brachium.policies.server import PolicyServer
+from brachium.policies.server import PolicyServer, run
 from brachium.real_robot.body import JointBody, own_embodiment
 from brachium.real_robot.controller import Controller
 from brachium.real_robot.drivers.mock import MockRobot
@@ -69,7 +68,7 @@ def run_server(where: Any, spec: dict[str, Any]) -> None:
     """A policy server that is never idle: its client asks again as soon as it is answered."""
     os.environ["OMP_NUM_THREADS"] = "1"
     policy = Busy(EmbodimentSpec.from_dict(spec), 0.08)
-    asyncio.run(PolicyServer(policy, identity={}, access=Access(port=0, rate_hz=1e9)).serve(where.put))
+    run(PolicyServer(policy, identity={}, access=Access(port=0, rate_hz=1e9)).serve(where.put))
 
 
 def run_client(address: str) -> None:

@@ -38,7 +38,7 @@ from brachium.errors import RobotError
 from brachium.policies.access import Access
 from brachium.policies.executor import RecedingHorizon
 from brachium.policies.remote import RemotePolicy
-from brachium.policies.server import PolicyServer
+from brachium.policies.server import PolicyServer, run
 from brachium.real_robot.body import ArmBody
 from brachium.real_robot.controller import Controller, Outcome
 from brachium.real_robot.drivers.mujoco_twin import MujocoTwin
@@ -96,7 +96,7 @@ def run_server(where: Any, spec: dict[str, Any], queue: int) -> None:
         policy, identity={"name": "circle"}, access=Access(port=0, rate_hz=1e9, clients=1000), queue=queue
     )
     server.warm_up = lambda runs=2: 0.0  # type: ignore[method-assign]
-    asyncio.run(server.serve(where.put))
+    run(server.serve(where.put))
 
 
 def run_proxy(where: Any, target: str, mode: Any) -> None:

@@ -4,7 +4,8 @@
     python benchmarks/serving.py fuzz            # mutated and random messages, with and without the token
 
 Server and clients run in processes of their own. The policy answers at once with zeros, so that what is measured is
-everything but the model. Writes its part of ``benchmarks/results/serving.json``.
+everything but the model; a second one takes 5 ms first, as a real one on a GPU might, and what it took is subtracted.
+Writes its part of ``benchmarks/results/serving.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from brachium.policies.access import Access
 from brachium.policies.request import OURS, RequestFormat, Wish
-from brachium.policies.server import PolicyServer
+from brachium.policies.server import PolicyServer, run
 from brachium.policies.wire import decode, encode
 from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec, Guidance, Observation
 
@@ -40,6 +41,8 @@ TARGET = ROOT / "benchmarks" / "results" / "serving.json"
 SIDE, SMALL = 224, 8
 """Of the pictures [px]; small ones for hostile messages, so that most of a message is not a picture."""
 HORIZON = 16
+MODEL_S = 0.005
+"""What the slower policy takes."""
 CLIENTS = (1, 4, 16)
 OPTIONS: dict[str, Any] = {"compression": None, "max_size": 64 * 2**20}
 
@@ -57,12 +60,12 @@ def spec_of(side: int) -> EmbodimentSpec:
 
 
 class ZeroPolicy:
-    """Answers at once."""
+    """Answers after `seconds`, in which other threads may run."""
 
     action_horizon, noise_dim, takes_guidance = HORIZON, 7, True
 
-    def __init__(self, side: int) -> None:
-        self.embodiment = spec_of(side)
+    def __init__(self, side: int, seconds: float = 0.0) -> None:
+        self.embodiment, self.seconds = spec_of(side), seconds
 
     def predict(
         self,
@@ -71,6 +74,8 @@ class ZeroPolicy:
         guidance: Sequence[Guidance | None] | None = None,
     ) -> ActionChunk:
         """Zeros."""
+        if self.seconds:
+            time.sleep(self.seconds)
         return ActionChunk(actions=np.zeros((len(observations), HORIZON, 7), np.float32), control_hz=20.0)
 
 
@@ -85,11 +90,11 @@ def request(number: int, side: int = SIDE) -> bytes:
 # -- servers, in processes of their own --------------------------------------------------------------------------------
 
 
-def run_ours(where: Any, token: str | None, side: int) -> None:
+def run_ours(where: Any, token: str | None, side: int, seconds: float = 0.0) -> None:
     """A policy server."""
     access = Access(port=0, rate_hz=1e9, token=token, clients=64)
-    server = PolicyServer(ZeroPolicy(side), identity={"name": "zero"}, access=access)
-    asyncio.run(server.serve(where.put))
+    server = PolicyServer(ZeroPolicy(side, seconds), identity={"name": "zero"}, access=access)
+    run(server.serve(where.put))
 
 
 def run_echo(where: Any, reply: bytes | None) -> None:
@@ -126,8 +131,11 @@ def running(target: Any, *words: Any) -> Iterator[tuple[str, Any]]:
 # -- throughput --------------------------------------------------------------------------------------------------------
 
 
-async def load(address: str, clients: int, seconds: float) -> np.ndarray:
-    """Latencies [s] of all requests of some clients, each asking again when it is answered."""
+async def load(address: str, clients: int, seconds: float, pause: float = 0.0) -> np.ndarray:
+    """Latencies [s] without the model of all requests of some clients, each asking again when it is answered.
+
+    `pause` is between a reply and the next request [s]: caches are as cold then as behind a model that takes as long.
+    """
     found: list[float] = []
 
     async def client(number: int) -> None:
@@ -137,11 +145,20 @@ async def load(address: str, clients: int, seconds: float) -> np.ndarray:
             until = time.perf_counter() + seconds
             while (begin := time.perf_counter()) < until:
                 await connection.send(message)
-                await connection.recv()
-                found.append(time.perf_counter() - begin)
+                reply = await connection.recv()
+                spent = time.perf_counter() - begin
+                found.append(spent - model_s(reply))
+                if pause:
+                    await asyncio.sleep(pause)
 
     await asyncio.gather(*(client(k) for k in range(clients)))
     return np.array(found)
+
+
+def model_s(reply: str | bytes) -> float:
+    """What the server says the model took [s]; the echo, whose reply is the request, says nothing."""
+    timing = decode(reply).get("server_timing", {}) if isinstance(reply, bytes) and len(reply) < 10_000 else {}
+    return float(timing.get("infer_ms", 0.0)) * 1e-3
 
 
 def throughput(seconds: float, rounds: int) -> dict[str, Any]:
@@ -159,23 +176,31 @@ def throughput(seconds: float, rounds: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     with running(run_ours, None, SIDE) as (ours, _):
         reply = asyncio.run(one_reply(ours))
-        with running(run_echo, None) as (echo, _), running(run_echo, reply) as (short, _):
-            addresses = {"echo": echo, "short_reply": short, "ours": ours}
+        with (
+            running(run_echo, None) as (echo, _),
+            running(run_echo, reply) as (short, _),
+            running(run_ours, None, SIDE, MODEL_S) as (slow, _),
+        ):
+            addresses = {"echo": echo, "short_reply": short, "ours": ours, "echo_paced": echo, "ours_5ms": slow}
             for count in CLIENTS:
                 measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in addresses}
                 for _ in range(rounds):
                     for name, address in addresses.items():
-                        times = asyncio.run(load(address, count, seconds))
+                        if name in ("ours_5ms", "echo_paced") and count > 1:  # clients would wait for others' turns
+                            continue
+                        times = asyncio.run(load(address, count, seconds, MODEL_S if name == "echo_paced" else 0.0))
                         p50, p99 = np.percentile(times * 1e3, [50, 99])
                         measured[name].append((len(times) / seconds, p50, p99))
-                found = {name: np.median(each, axis=0) for name, each in measured.items()}
+                found = {name: np.median(each, axis=0) for name, each in measured.items() if each}
                 rows[str(count)] = {
                     name: {"requests_per_s": round(v[0], 1), "p50_ms": round(v[1], 3), "p99_ms": round(v[2], 3)}
                     for name, v in found.items()
                 }
-                for name in ("echo", "short_reply"):
-                    ratios = [a[1] / b[1] for a, b in zip(measured["ours"], measured[name])]
-                    rows[str(count)][f"p50_to_{name}"] = [round(float(x), 3) for x in (np.median(ratios), *ratios)]
+                for ours_name, other in (("ours", "echo"), ("ours", "short_reply"), ("ours_5ms", "echo_paced")):
+                    ratios = [a[1] / b[1] for a, b in zip(measured[ours_name], measured[other])]
+                    if ratios:
+                        key = f"p50_{ours_name}_to_{other}"
+                        rows[str(count)][key] = [round(float(x), 3) for x in (np.median(ratios), *ratios)]
                 print(count, "clients:", json.dumps(rows[str(count)]), flush=True)
     return {"bytes": {"request": len(request(1)), "reply": len(reply)}, "seconds": seconds, "clients": rows}
 

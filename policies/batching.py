@@ -49,17 +49,21 @@ Run = Callable[[Sequence[Job]], np.ndarray]
 
 
 Batch = list[tuple[Job, "asyncio.Future[Answer]"]]
+QUICK_S = 0.0005
+"""A model that took less than this the last time runs in the event loop: the hand-overs to a thread take about as long,
+and what waits for others to share a batch would wait longer than the others' turns take."""
 
 
 class Batcher:
-    """Runs a model in one thread of its own on batches of what waits.
+    """Runs a model on batches of what waits: in one thread of its own, or where it is quick in the event loop.
 
     No request waits for others to come: a lone client has the latency of the model. `most` limits a batch, `queue` how
     many may wait; who comes later is told to come again, at once. Between loop and thread there is one hand-over each
-    way and nothing else, for that is what a quick model's latency is made of.
+    way and nothing else; a model that took less than `QUICK_S` does without, and goes back to the thread after the
+    first time that it takes longer.
 
     Args:
-        run: Jobs to chunks (n, h, a); called in the batcher's thread.
+        run: Jobs to chunks (n, h, a); called by one thread at a time, the loop's or the batcher's.
         most: Jobs in a batch.
         queue: Jobs that may wait.
     """
@@ -70,7 +74,7 @@ class Batcher:
         self._alone: deque[Batch] = deque()
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._busy = self._closed = False
+        self._busy = self._closed = self._quick = False
 
     @property
     def depth(self) -> int:
@@ -87,6 +91,8 @@ class Batcher:
             raise ServerError("the server is closing")
         if self.depth >= self._limit:
             raise ServerError(f"busy: {self.depth} requests wait already; ask again later")
+        if self._quick and not self._busy and self._loop is not None:
+            return self._at_once(job)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, future))
         self._start()
@@ -109,6 +115,13 @@ class Batcher:
 
     # -- in the event loop ---------------------------------------------------------------------------------------------
 
+    def _at_once(self, job: Job) -> Answer:
+        found, spent = self._answer([job])
+        self._quick = spent < QUICK_S
+        if isinstance(found, Exception):
+            raise found
+        return Answer(actions=found[0], seconds=spent, shared=1)
+
     def _start(self) -> None:
         """Hand a batch to the thread, unless it has one."""
         if self._busy or self._loop is None:
@@ -126,7 +139,7 @@ class Batcher:
 
     def _finish(self, batch: Batch, found: np.ndarray | Exception, spent: float) -> None:
         """Tell who asked; where a batch failed, each job runs by itself: one client's mistake is nobody else's."""
-        self._busy = False
+        self._busy, self._quick = False, spent < QUICK_S
         if isinstance(found, Exception) and len(batch) > 1 and not self._closed:
             self._alone.extend([one] for one in batch)
         else:
@@ -139,18 +152,23 @@ class Batcher:
                     future.set_result(Answer(actions=found[k], seconds=spent, shared=len(batch)))
         self._start()
 
-    # -- in the thread -------------------------------------------------------------------------------------------------
+    # -- in the thread, or in the loop ---------------------------------------------------------------------------------
+
+    def _answer(self, jobs: Sequence[Job]) -> tuple[np.ndarray | Exception, float]:
+        """What the model made of a batch, and the time it took [s]."""
+        begin = time.monotonic()
+        found: np.ndarray | Exception
+        try:
+            found = self._run(jobs)
+        except Exception as error:
+            found = error
+        except BaseException as error:  # of a native package that panics: this server must go on
+            found = RuntimeError(f"{type(error).__name__}: {error}")
+        return found, time.monotonic() - begin
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         while (batch := self._inbox.get()) is not None:
-            begin = time.monotonic()
-            found: np.ndarray | Exception
-            try:
-                found = self._run([job for job, _ in batch])
-            except Exception as error:
-                found = error
-            except BaseException as error:  # of a native package that panics: this thread must go on
-                found = RuntimeError(f"{type(error).__name__}: {error}")
+            found, spent = self._answer([job for job, _ in batch])
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._finish, batch, found, time.monotonic() - begin)
+                loop.call_soon_threadsafe(self._finish, batch, found, spent)
             del batch, found  # what was seen is not kept until the next request comes

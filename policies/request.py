@@ -194,6 +194,8 @@ def _numbers(value: Any, name: str) -> np.ndarray:
         value = np.asarray(value, np.float64)
     if not isinstance(value, (np.ndarray, np.generic, int, float)) or isinstance(value, bool):
         raise WireError(f"expected {name!r} to be an array of numbers, got {type(value).__name__}")
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(value).astype(np.float32)
 

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ConfigError
 from .access import Access
 from .executor import ChunkExecutor
 from .request import RequestFormat
-from .server import PolicyServer
+from .server import PolicyServer, run
 
 BATCHES = (1, 2, 4, 8, 16)
 """Sizes of batches that the model runs on."""
@@ -75,7 +75,7 @@ def serve(
     def ready(address: str) -> None:
         print(f"ready {address}", flush=True)
 
-    asyncio.run(_until_orphaned(server, ready))
+    run(_until_orphaned(server, ready))
     return 0
 
 

@@ -12,7 +12,7 @@ import http
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ INVALID, REFUSED, BROKEN = 1007, 1008, 1011
 """Close codes of RFC 6455: data that is none, against the rules, an error of the server."""
 _QUIET = logging.getLogger("brachium.policies.server.websockets")
 _QUIET.setLevel(logging.CRITICAL)  # a port scan is no reason for tracebacks; refusals are counted
+_OURS = RequestFormat()
+"""Of brachium's own clients."""
 PIPELINED = 4
 """Requests that one client may have under way at once."""
 
@@ -268,8 +270,7 @@ class PolicyServer:
                 raise WireError(
                     "this server executes chunks itself: ask it as openpi's clients do, without id and noise"
                 )
-            ours = RequestFormat() if wish.id is not None else self.request_format
-            observation = ours.read(request, spec)
+            observation = (_OURS if wish.id is not None else self.request_format).read(request, spec)
         except (WireError, ServerError) as error:
             kind = "rate" if isinstance(error, ServerError) else "message"
             self.metrics.refused.labels(kind).inc()
@@ -346,6 +347,24 @@ class PolicyServer:
         guidance = [job.guidance for job in jobs]
         given = guidance if any(g is not None for g in guidance) else None
         return np.asarray(self.policy.predict([job.observation for job in jobs], noise, given).actions, np.float32)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop to serve on: uvloop's where there is one (not on Windows).
+
+    It reads pictures from sockets in half the time of asyncio's: as much as all of this module takes.
+    """
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return new_event_loop()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a server until it ends."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main)
 
 
 def _single(request: Request, name: str) -> str | None:

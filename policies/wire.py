@@ -64,6 +64,9 @@ _LENGTH |= {kind: struct.Struct(form) for kind, form in zip((0xDC, 0xDD, 0xDE, 0
 _NUMBER = {kind: struct.Struct(form) for kind, form in zip(range(0xCA, 0xD0), (">f", ">d", ">B", ">H", ">I", ">Q"))}
 _NUMBER |= {kind: struct.Struct(form) for kind, form in zip(range(0xD0, 0xD4), (">b", ">h", ">i", ">q"))}
 _CONSTANT = {0xC0: None, 0xC2: False, 0xC3: True}
+# The three keys of an array as openpi's package and ours write them, each with the values between them left out.
+_ARRAY_DATA = b"\xc4\x0b__ndarray__\xc3\xc4\x04data"
+_ARRAY_DTYPE, _ARRAY_SHAPE = b"\xc4\x05dtype", b"\xc4\x05shape"
 
 
 class _Reader:
@@ -124,14 +127,23 @@ class _Reader:
     def text(self, length: int) -> str:
         if length > MAX_TEXT:
             raise WireError(f"expected a text of at most {MAX_TEXT} bytes, got {length}")
-        return str(self.take(length), "utf-8")
+        end = self.place + length
+        if end > len(self.data):
+            self.take(length)  # which says what is wrong
+        found, self.place = self.data[self.place : end].decode(), end
+        return found
 
     def list(self, length: int, depth: int) -> list[Any]:
         self.enter(length, depth)
-        return [_owned(self.value(depth + 1)) for _ in range(length)]
+        values = [self.value(depth + 1) for _ in range(length)]
+        return [bytes(v) if isinstance(v, memoryview) else v for v in values]
 
     def map(self, length: int, depth: int) -> Any:
         self.enter(length, depth)
+        if length == 4 and self.data.startswith(_ARRAY_DATA, self.place):
+            array = self.array()
+            if array is not None:
+                return array
         found: dict[Any, Any] = {}
         for _ in range(length):
             key = self.value(depth + 1)
@@ -140,9 +152,36 @@ class _Reader:
                     raise WireError(f"expected texts as keys of a map, got {type(key).__name__}")
                 key = bytes(key)
             found[key] = self.value(depth + 1)
-        if b"__ndarray__" in found or b"__npgeneric__" in found:
-            return _unpack(found)
-        return {key: _owned(value) for key, value in found.items()}
+        if b"__ndarray__" in found:
+            return _array(found.get(b"data"), found.get(b"dtype"), found.get(b"shape"))
+        if b"__npgeneric__" in found:
+            return _scalar(found.get(b"data"), found.get(b"dtype"))
+        for key, value in found.items():
+            if isinstance(value, memoryview):
+                found[key] = bytes(value)
+        return found
+
+    def array(self) -> np.ndarray | None:
+        """An array whose keys stand in their usual order, read in less time; None, and nothing read, where not."""
+        data, place = self.data, self.place + len(_ARRAY_DATA)
+        form = _LENGTH[data[place]] if 0xC4 <= data[place] <= 0xC6 else None
+        if form is None:
+            return None
+        (length,) = form.unpack_from(data, place + 1)
+        place += 1 + form.size
+        end = place + length
+        text = end + len(_ARRAY_DTYPE)
+        if not data.startswith(_ARRAY_DTYPE, end) or not 0xA0 < data[text] <= 0xAF:
+            return None
+        after = text + data[text] - 0x9F
+        size = after + len(_ARRAY_SHAPE)
+        if not data.startswith(_ARRAY_SHAPE, after) or not 0x90 <= data[size] <= 0x90 + MAX_DIMS:
+            return None
+        self.place = size + 1
+        shape = [
+            self.value(MAX_DEPTH) for _ in range(data[size] - 0x90)
+        ]  # numbers: a list there has one level too many
+        return _array(self.view[place:end], data[text + 1 : after].decode(), shape)
 
     def enter(self, length: int, depth: int) -> None:
         """Count before anything is made: many small parts cost far more memory than bytes."""
@@ -169,34 +208,32 @@ def _pack(value: Any) -> Any:
     raise TypeError(f"expected maps, lists, texts, numbers and arrays, got {type(value).__name__}")
 
 
-def _unpack(value: dict[Any, Any]) -> Any:
-    """The array or scalar that a map means."""
-    if b"__ndarray__" in value:
-        return _array(value)
-    data = value.get(b"data")
+def _scalar(data: Any, dtype: Any) -> Any:
     if not isinstance(data, (bool, int, float)):
         raise WireError(f"expected a number for a scalar, got {type(data).__name__}")
     try:
-        return _dtype(value).type(data)
+        return _dtype(dtype).type(data)
     except (OverflowError, ValueError) as error:
         raise WireError(f"a scalar does not fit its dtype: {error}") from error
 
 
-def _array(value: dict[Any, Any]) -> np.ndarray:
-    data, shape = value.get(b"data"), value.get(b"shape")
-    dtype = _dtype(value)
+def _array(data: Any, dtype: Any, shape: Any) -> np.ndarray:
+    kind = _dtype(dtype)
     if not isinstance(data, memoryview):
         raise WireError(f"expected the bytes of an array, got {type(data).__name__}")
     # bool is an int: type() is meant
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
         raise WireError(f"expected a shape of at most {MAX_DIMS} sizes, got {str(shape)[:80]}")
-    if math.prod(shape) * dtype.itemsize != len(data) or max(shape, default=0) > max(len(data), MAX_ITEMS):
-        raise WireError(f"an array of shape {shape} and dtype {dtype} does not have {len(data)} bytes")
-    return np.ndarray(buffer=data, dtype=dtype, shape=tuple(shape))
+    if math.prod(shape) * kind.itemsize != len(data) or max(shape, default=0) > max(len(data), MAX_ITEMS):
+        raise WireError(f"an array of shape {shape} and dtype {kind} does not have {len(data)} bytes")
+    return np.ndarray(buffer=data, dtype=kind, shape=tuple(shape))
 
 
-def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
-    name = value.get(b"dtype")
+def _dtype(name: Any) -> np.dtype[Any]:
+    """Of numbers."""
+    known = _KNOWN.get(name) if isinstance(name, str) else None
+    if known is not None:
+        return known
     try:
         dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 16 else None
     except (TypeError, ValueError, SyntaxError):
@@ -204,3 +241,7 @@ def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
     if dtype is None or dtype.kind not in _KINDS or dtype.itemsize > 8 or dtype.shape:
         raise WireError(f"expected a dtype of numbers, got {str(name)[:40]!r}")
     return dtype
+
+
+_KNOWN: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("|u1", "<f4", "<f8", "<i4", "<i8", "|b1")}
+"""Of what robots send; others are looked up."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from brachium.errors import ServerError
-from brachium.policies.batching import Batcher, Job
+from brachium.policies.batching import QUICK_S, Batcher, Job
 from brachium.spec import Observation
 
 
@@ -145,3 +146,52 @@ def test_jobs_of_those_who_left_are_not_run():
 
     asyncio.run(running(batcher, body))
     assert seen == [0.0, 1.0, 3.0]
+
+
+def test_a_quick_model_runs_in_the_loop_and_a_slow_one_in_its_thread():
+    pause, threads = [0.0], []
+
+    def run(jobs):
+        threads.append(threading.current_thread().name)
+        until = time.monotonic() + pause[0]
+        while time.monotonic() < until:
+            pass
+        return states(jobs)
+
+    batcher = Batcher(run)
+
+    async def body():
+        here = threading.current_thread().name
+        for value in range(20):  # a busy machine may make one of them late
+            assert (await batcher.ask(job(value))).actions[0, 0] == value
+        assert threads[0] != here, "of a model that is not known yet nobody knows how long it takes"
+        assert here in threads
+        pause[0] = 2 * QUICK_S
+        await batcher.ask(job(0))
+        threads.clear()
+        await asyncio.gather(*(batcher.ask(job(k)) for k in range(3)))
+        assert here not in threads
+
+    asyncio.run(running(batcher, body))
+
+
+def test_a_quick_model_that_fails_says_so():
+    fail = [False]
+
+    def run(jobs):
+        if fail[0]:
+            raise ValueError("broken")
+        return states(jobs)
+
+    batcher = Batcher(run)
+
+    async def body():
+        for value in range(20):
+            await batcher.ask(job(value))
+        fail[0] = True
+        with pytest.raises(ValueError, match="broken"):
+            await batcher.ask(job(0))
+        fail[0] = False
+        assert (await batcher.ask(job(3))).actions[0, 0] == 3
+
+    asyncio.run(running(batcher, body))

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import sys
 import tracemalloc
@@ -282,3 +283,32 @@ def test_pictures_are_views_of_the_message_that_cannot_be_written():
 def test_what_is_wrong_is_said(data, said):
     with pytest.raises(WireError, match=said):
         decode(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 300, 70_000])
+def test_arrays_are_read_in_whatever_order_their_keys_stand(size):
+    array = np.arange(size, dtype=np.uint8).reshape(1, size, 1)
+    parts = {
+        b"__ndarray__": True,
+        b"data": array.tobytes(),
+        b"dtype": array.dtype.str,
+        b"shape": array.shape,
+    }
+    for order in itertools.permutations(parts):
+        found = decode(msgpack.packb({"a": {key: parts[key] for key in order}, "b": 1}))
+        assert found["b"] == 1
+        np.testing.assert_array_equal(found["a"], array)
+
+
+@pytest.mark.parametrize("shape", [[[2]], ["2"], [2.0], [-2], [True, 2], {"a": 2}, 2, None, [1] * 9, [2**64 - 1]])
+def test_shapes_that_are_none_are_refused(shape):
+    part = {b"__ndarray__": True, b"data": b"ab", b"dtype": "|u1", b"shape": shape}
+    with pytest.raises(WireError):
+        decode(msgpack.packb(part))
+
+
+def test_an_array_cut_off_anywhere_is_refused():
+    whole = encode({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    for end in range(len(whole)):
+        with pytest.raises(WireError):
+            decode(whole[:end])

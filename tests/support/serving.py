@@ -14,7 +14,7 @@ from websockets.sync.client import connect as websocket_connect
 
 from brachium.policies.access import Access
 from brachium.policies.connection import _DIRECT
-from brachium.policies.server import PolicyServer
+from brachium.policies.server import PolicyServer, new_loop
 from brachium.spec import ActionChunk, EmbodimentSpec, FeatureSpec
 
 SPEC = EmbodimentSpec(
@@ -78,7 +78,7 @@ def served(policy=None, *, identity=None, request_format=None, batch=16, queue=6
         queue=queue,
         executor=None if executor is None else executor(policy),
     )
-    ready, loop, where, failed = threading.Event(), asyncio.new_event_loop(), [], []
+    ready, loop, where, failed = threading.Event(), new_loop(), [], []
 
     def tell(address):
         where.append(address)
