@@ -1,4 +1,4 @@
-"""The report of a deployment: one HTML file with histograms of time, interventions and runs."""
+"""The report of a deployment: one HTML file with videos, histograms of time, interventions and runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import NotFoundError
 from ..policies.page import write_html
 from ..policies.report_plots import PANEL, SERIES, new_figure, page_svg
+from .deploy_video import record_videos
 from .preflight import Check
 
 PLOTS = (
@@ -31,7 +32,8 @@ def write_report(folder: Path, checks: Sequence[Check] = ()) -> Path:
     path = folder / "summary.json"
     if not path.exists():
         raise NotFoundError(f"no deployment in {folder}: expected {path}")
-    content = _content(json.loads(path.read_text()), checks)
+    summary = json.loads(path.read_text())
+    content = _content(summary, checks) | {"videos": record_videos(folder, summary["runs"])}
     return write_html(folder / "report.html", __package__, "deploy.html.jinja", content)
 
 
@@ -93,6 +95,7 @@ def _histogram(name: str, values: np.ndarray, label: str) -> str:
     edges = np.linspace(low, high if high > low else low + 1.0, 41)
     axes.hist(values, bins=edges, color=SERIES[0], log=True)
     axes.set_xlabel("ms")
+    axes.locator_params(axis="x", nbins=4)
     axes.set_ylabel("times")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: "")

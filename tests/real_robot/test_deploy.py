@@ -4,6 +4,7 @@ import functools
 import json
 import time
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 from serving import served
@@ -12,6 +13,7 @@ from brachium.__main__ import main
 from brachium.datasets.store import EpisodeStore
 from brachium.errors import ConfigError
 from brachium.policies.executor import RecedingHorizon
+from brachium.policies.video import HOLD
 from brachium.real_robot.deploy import deploy
 from brachium.real_robot.drivers.mock import MockRobot
 from brachium.real_robot.drivers.mujoco_twin import MujocoTwin
@@ -68,6 +70,12 @@ def test_a_deployment_leaves_a_store_figures_and_a_report(address, tmp_path, cap
         np.testing.assert_allclose(episode.action, episode.extras["commanded"], atol=1e-6)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4
+    assert page.count("<video") == 2
+    for number, episode in enumerate((store.episode(0), store.episode(1)), start=1):
+        frames = imageio.mimread(tmp_path / "videos" / f"run-{number}.mp4", memtest=False)
+        assert len(frames) == len(episode) + HOLD
+        shown = np.asarray(frames[0][::6, ::6], float)[:32, :32]  # enlarged six times
+        assert np.abs(shown - episode.images["front"][0]).mean() < 40.0
     assert "WavePolicy" not in page
     assert "period error" in capsys.readouterr().out
 
