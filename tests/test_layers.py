@@ -13,9 +13,10 @@ import pytest
 from brachium.errors import did_you_mean
 
 # Each part may import the parts named here, and itself. vla and policies know neither sim nor envs.
-FLOOR = {"spec", "errors", "console"}
+FLOOR = {"spec", "symbols", "errors", "console"}
 LAYERS: dict[str, set[str]] = {
     "spec": FLOOR,
+    "symbols": FLOOR,
     "errors": FLOOR,
     "console": FLOOR,
     "conf": set(),

@@ -1,0 +1,1 @@
+"""Language models for planners: a tiny one of our own, local ones, and ones behind HTTP."""
