@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("push", "copy an episode store to S3, GCS, Azure or the Hugging Face Hub"),
     "pull": ("pull", "copy an episode store from there"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
+    "train-lm": ("train_lm", "train the tiny language model of the planners"),
     "train": ("train", "train a backbone and an action head on episode stores"),
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),

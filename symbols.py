@@ -122,6 +122,14 @@ class Effect:
     literal: Literal
     when: tuple[Literal, ...] = ()
 
+    def bindings(self, facts: Facts) -> Iterator[Literal]:
+        """The literal for every value of its free variables, with what holds before."""
+        if not self.when:
+            yield self.literal
+            return
+        for values in _matches(self.when, facts, {}):
+            yield self.literal.bind(values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SkillSpec:
@@ -185,20 +193,12 @@ class SkillCall:
 
     def apply(self, facts: Facts) -> Facts:
         """The facts afterwards, where it succeeds."""
-        added, removed = set(), set()
+        added: set[Literal] = set()
+        removed: set[Literal] = set()
         for effect in self.effects:
-            for literal in _grounded(effect, facts):
+            for literal in effect.bindings(facts):
                 (added if literal.value else removed).add(Literal(literal.pred, literal.args))
         return (facts - removed) | added
-
-
-def _grounded(effect: Effect, facts: Facts) -> Iterator[Literal]:
-    """The effect for every value of its free variables."""
-    if not effect.when:
-        yield effect.literal
-        return
-    for values in _matches(effect.when, facts, {}):
-        yield effect.literal.bind(values)
 
 
 def _matches(wanted: Sequence[Literal], facts: Facts, values: dict[str, str]) -> Iterator[dict[str, str]]:

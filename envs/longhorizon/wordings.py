@@ -1,0 +1,215 @@
+"""How long-horizon work is asked for: wordings of training, and wordings that are held out of it.
+
+``(a|b)`` is either of them, drawn at random; ``{name}`` is filled in. A held-out wording is a sentence built in another
+way, never a training one with another word in it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sort": (
+        (
+            "(put|place|move|drop) (every|each) {kind} (in|into|inside) the bowl of its color",
+            "(put|place|move) (all|all of) the {kind}s (in|into) the bowls of their color",
+            "sort the {kind}s by color",
+            "sort (all the|all|the) {kind}s into the (bowls|matching bowls)",
+            "(every|each) {kind} (belongs|goes) (in|into) the bowl of (its|the same) color",
+            "match the {kind}s with the bowls by color",
+            "(every|each) {kind} should be in the bowl of its color",
+        ),
+        (
+            "make sure that each {kind} is in the bowl of its color",
+            "the {kind}s belong in the bowls of the same color",
+            "by color , sort every {kind} into its bowl",
+        ),
+    ),
+    "stack": (
+        (
+            "stack the {a} on the {b} and the {c} on (top of the|the) {a}",
+            "(put|place) the {a} on (top of the|the) {b} , then the {c} on (top of the|the) {a}",
+            "(build|make) a tower with the {b} at the bottom , the {a} in the middle and the {c} on top",
+            "(build|make) a tower of the {b} , the {a} and the {c} , from bottom to top",
+            "on the {b} (put|stack|place) the {a} , and on the {a} the {c}",
+            "stack the {c} on the {a} and the {a} on the {b}",
+            "i want a tower of the {b} , the {a} and the {c} , from bottom to top",
+        ),
+        (
+            "make a tower : first the {b} , then the {a} , and the {c} on top",
+            "the {a} goes on the {b} and the {c} goes on the {a}",
+            "i want the {a} on top of the {b} and the {c} on top of the {a}",
+        ),
+    ),
+    "gather": (
+        (
+            "(put|place|move|drop) (all the {kind}s|every {kind}|each {kind}|all {kind}s) (in|into|inside) the {a}",
+            "(gather|collect) (all the|the|all) {kind}s (in|into) the {a}",
+            "(every|each) {kind} (belongs|goes) (in|into) the {a}",
+            "(bring|get) (all the|all) {kind}s (into|to) the {a}",
+            "fill the {a} with (all the|the) {kind}s",
+            "the {a} is for (all the|the) {kind}s",
+            "(see|make sure) that (all the|all) {kind}s are in the {a}",
+        ),
+        (
+            "i want all the {kind}s in the {a}",
+            "the {a} is where all the {kind}s belong",
+            "every {kind} should be inside the {a}",
+        ),
+    ),
+    "store": (
+        (
+            "(put|place|store|drop) the {a} (in|into|inside) the drawer and (close|shut) it",
+            "(put|place|store) the {a} (in|into) the drawer , then (close|shut) the drawer",
+            "(open the drawer|open it) , (put|place) the {a} (in|into) the drawer and (close|shut) it again",
+            "(store|put away) the {a} in the drawer and (close|shut) it",
+            "the {a} (belongs|goes) (in|into) the closed drawer",
+            "i want the {a} (in|inside) the drawer and the drawer (closed|shut)",
+        ),
+        (
+            "the {a} should be inside the drawer and the drawer closed",
+            "close the drawer after the {a} is in it",
+            "put away the {a} in the drawer , then shut it again",
+        ),
+    ),
+    "store_two": (
+        (
+            "(put|place|store|drop) the {a} and the {b} (in|into|inside) the drawer and (close|shut) it",
+            "(put|place|store) (both the|the) {a} and the {b} (in|into) the drawer , then (close|shut) the drawer",
+            "(open the drawer|open it) , (put|place) the {a} and the {b} (in|into) it and (close|shut) it again",
+            "the {a} and the {b} (belong|go) (in|into) the closed drawer",
+            "(close|shut) the drawer after the {a} and the {b} are (in|inside) it",
+        ),
+        (
+            "i want the {a} and the {b} inside the drawer and the drawer closed",
+            "the {a} and the {b} should be in the drawer , and the drawer shut",
+        ),
+    ),
+    "swap": (
+        (
+            "swap the {a} and the {b}",
+            "(swap|exchange) the {a} with the {b}",
+            "exchange the {a} and the {b}",
+            "exchange the places of the {a} and the {b}",
+            "(put|move) the {a} where the {b} is , and the {b} where the {a} is",
+            "let the {a} and the {b} (swap|exchange) places",
+            "the {a} should be where the {b} is , and the {b} where the {a} is",
+        ),
+        (
+            "the {a} and the {b} should swap places",
+            "let the {a} exchange places with the {b}",
+            "swap the places of the {a} and the {b}",
+        ),
+    ),
+    "replace": (
+        (
+            "clear the {c} and (put|place|move) the {a} on it",
+            "(take|move) (everything|whatever is) off the {c} , then (put|place) the {a} on it",
+            "(put|place|move) the {a} on the {c} , but clear it first",
+            "free the {c} and (put|place) the {a} (on it|there)",
+            "clear the {c} , then (move|put) the {a} there",
+        ),
+        (
+            "first clear the {c} , then place the {a} on it",
+            "i want the {a} on the {c} : clear it first",
+            "the {a} should be on the {c} : free it first",
+        ),
+    ),
+    "leave": (
+        (
+            "leave {n} {kind}s on the table and (put|place|move) the (others|rest) (in|into) the {a}",
+            "(put|place|move|drop) {kind}s (in|into) the {a} until {n} are left on the table",
+            "(put|place|move) all but {n} {kind}s (in|into) the {a}",
+            "(keep|leave) only {n} {kind}s on the table , the (others|rest) (belong|go) (in|into) the {a}",
+            "all {kind}s but {n} (belong|go) (in|into) the {a}",
+            "i want (only|just) {n} {kind}s on the table and the (others|rest) in the {a}",
+        ),
+        (
+            "i want {n} {kind}s left on the table and the rest in the {a}",
+            "keep {n} {kind}s on the table : the others go into the {a}",
+            "until only {n} are left on the table , put {kind}s into the {a}",
+        ),
+    ),
+    "condition": (
+        (
+            "if the drawer is open , (put|place) the {a} and the {b} (in|into) it , (else|otherwise) in the {c}",
+            "(put|place) the {a} and the {b} (in|into) the drawer if it is open , (else|otherwise) (in|into) the {c}",
+            "(is|in case) the drawer open ? then (put|place) the {a} and the {b} in it , (else|otherwise) in the {c}",
+            "in case the drawer is open (put|place) the {a} and the {b} there , (else|otherwise) (in|into) the {c}",
+        ),
+        (
+            "if the drawer is open the {a} and the {b} belong in it , otherwise in the {c}",
+            "place the {a} and the {b} into the drawer in case it is open , else into the {c}",
+        ),
+    ),
+    "undo": (
+        (
+            "undo the last {n} moves",
+            "undo your last {n} (moves|steps)",
+            "(put|bring) the last {n} things back (where they were|to their places)",
+            "take back (the|your) last {n} (moves|steps)",
+            "undo the {n} moves (before|that you made)",
+            "(revert|undo) the last {n} steps",
+            "the last {n} steps : (undo|revert) them",
+            "bring the {n} things that you moved last back",
+        ),
+        (
+            "bring the last {n} things that you moved back to where they were",
+            "the last {n} moves : take them back",
+            "please revert your last {n} moves",
+        ),
+    ),
+    "pair": (
+        (
+            "(put|place|move|drop) the {a} {to_b} (and|, then|and then) (put|place|move) the {c} {to_d}",
+            "(put|place|move) the {a} {to_b} and the {c} {to_d}",
+            "first (put|place|move) the {a} {to_b} , then (put|place|move) the {c} {to_d}",
+            "(put|place|move) the {a} {to_b} , and the {c} {to_d}",
+            "the {a} (belongs|goes) {to_b} and the {c} {to_d}",
+            "after the {a} is {to_b} , (put|place) the {c} {to_d}",
+        ),
+        (
+            "i want the {a} {to_b} and the {c} {to_d}",
+            "the {c} goes {to_d} after the {a} is {to_b}",
+        ),
+    ),
+    "single": (
+        (
+            "(put|place|move|drop|bring) the {a} {to}",
+            "pick up the {a} and (put|place|drop) it {to}",
+            "(take|get) the {a} and (put|place) it {to}",
+            "i want the {a} {to}",
+            "the {a} (belongs|goes) {to}",
+        ),
+        ("the {a} should be {to}", "make sure that the {a} is {to}"),
+    ),
+    "drawer": (
+        (
+            "{act} the drawer",
+            "i want the drawer {state}",
+            "the drawer should be {state}",
+            "{act} it : the drawer",
+        ),
+        ("make sure that the drawer is {state}",),
+    ),
+}
+"""Family -> (wordings of training, held-out wordings)."""
+POLITE = ("", "", "", "please ", "could you ", "robot , ", "now ")
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+
+
+def word(family: str, roles: dict[str, str], rng: np.random.Generator, held_out: bool = False) -> str:
+    """An instruction of a family with its names filled in."""
+    templates = WORDINGS[family][1 if held_out else 0]
+    text = templates[int(rng.integers(len(templates)))]
+    text = re.sub(r"\(([^()]*\|[^()]*)\)", lambda m: _draw(m.group(1).split("|"), rng), text)
+    text = text.format(**roles)
+    if rng.random() < 0.25:
+        text = text.replace("cube", "block")
+    return _draw(POLITE, rng) + text
+
+
+def _draw(options: list[str] | tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,348 @@
+"""One loop for every planner: propose, check, execute, look, and end by two keys."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...spec import EmbodimentSpec, Observation
+from ...symbols import Scene
+from ..base import Policy
+from .base import (
+    Ask,
+    Candidate,
+    Done,
+    GoalChecker,
+    Infeasible,
+    LanguageSubgoal,
+    Outcome,
+    PlanContext,
+    Planner,
+    Proposal,
+    Rejection,
+    SceneEstimator,
+    StepRecord,
+    Subgoal,
+    SuccessDetector,
+    Violation,
+    describe,
+    subgoal_row,
+)
+from .evidence import OPEN, YES, Evidence
+from .gate import Gate
+from .goals import Past
+
+TERMINATIONS = ("two_key", "planner", "goal")
+"""Who ends the work: the planner and the goal check together, either of them alone."""
+DEFAULT_LIMIT_S = 10.0
+"""Of a subgoal that states none [s]."""
+
+
+@dataclass
+class _Lane:
+    """What one robot is doing."""
+
+    seed: int = 0
+    step: int = 0
+    instruction: str | None = None
+    begun: Scene | None = None
+    history: list[StepRecord | Rejection] = field(default_factory=list)
+    past: Past = ()
+    subgoal: Subgoal | None = None
+    began: int = 0
+    before: Scene | None = None
+    looks: list[bool] = field(default_factory=list)
+    """Whether the present subgoal, or while `verifying` the whole work, is reached: fresh looks."""
+    verifying: bool = False
+    streak: int = 0
+    refused_at: frozenset[Any] | None = None
+    """Facts at which the end was last refused: it is not proposed again before something changes."""
+    refused: int = 0
+    waiting: tuple[int, Proposal] | None = None
+    ended: Subgoal | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+class HierarchicalRunner:
+    """A planner over a policy; itself a policy.
+
+    The planner proposes subgoals, best first; the first that the gate lets through is executed by the policy, which is
+    told it as its instruction. Detectors end it; the planner is told how. The work ends when the planner says so *and*
+    an independent check of the goal agrees over several fresh looks ("two keys"); or when that check says so several
+    times in a row although the planner would go on. A refused end is told to the planner with the reason, and does not
+    count again before the scene changes; after `patience` refusals another planner is asked.
+
+    Args:
+        planner: Says what to do next.
+        policy: Does it.
+        hold: The action (a,) that keeps the robot where it is.
+        scenes: Says what is there; planners and gate do without where None.
+        detector: Says whether a subgoal is reached; where None a subgoal runs until its time is over.
+        goal: Says whether the work is finished; needed for every termination but ``planner``.
+        gate: Refuses what cannot be.
+        fallback: Asked when the planner proposes nothing that may be done.
+        termination: One of `TERMINATIONS`.
+        evidence: How many looks at the goal it takes to end.
+        confirm: Looks in a row that tell that a subgoal is reached.
+        streak: Looks in a row that end the work although the planner goes on; 0 for never.
+        patience: Refused ends before the fallback is asked.
+        every: Ask again after so many steps of a subgoal; only at its end when None.
+        latency: Steps that a proposal takes to come, for measuring what slow planners cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        policy: Policy,
+        hold: Callable[[Observation], np.ndarray],
+        scenes: SceneEstimator | None = None,
+        detector: SuccessDetector | None = None,
+        goal: GoalChecker | None = None,
+        gate: Gate | None = None,
+        fallback: Planner | None = None,
+        termination: str = "two_key",
+        evidence: Evidence | None = None,
+        confirm: int = 1,
+        streak: int = 3,
+        patience: int = 2,
+        every: int | None = None,
+        latency: int = 0,
+    ) -> None:
+        if termination not in TERMINATIONS:
+            raise ConfigError(f"expected termination to be one of {TERMINATIONS}, got {termination!r}")
+        if termination != "planner" and goal is None:
+            raise ConfigError(f"termination={termination} needs a check of the goal; or type termination=planner")
+        if latency < 0 or confirm < 1 or (every is not None and every < 1):
+            raise ConfigError(
+                f"expected latency of at least 0, confirm and every of at least 1, got {latency}, {confirm} and {every}"
+            )
+        self.planner, self.policy, self.hold = planner, policy, hold
+        self.embodiment: EmbodimentSpec = policy.embodiment
+        self.scenes, self.detector, self.goal = scenes, detector, goal
+        self.gate, self.fallback, self.termination = gate or Gate(), fallback, termination
+        self.evidence, self.confirm = evidence or Evidence(), confirm
+        self.streak, self.patience, self.every, self.latency = streak, patience, every, latency
+        self._lanes: dict[int, _Lane] = {}
+
+    # -- as a policy ---------------------------------------------------------------------------------------------------
+
+    def reset(self, lane: int, seed: int) -> None:
+        """Begin a piece of work."""
+        self._lanes[lane] = _Lane(seed=seed)
+        self.policy.reset(lane, seed)
+
+    def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
+        """Actions (n, a): of the policy where it has a subgoal, else those that hold still."""
+        actions = np.zeros((len(lanes), self.embodiment.action.dim), np.float32)
+        told: list[tuple[int, Observation, int]] = []
+        for row, (observation, lane) in enumerate(zip(observations, lanes)):
+            subgoal = self._decide(observation, lane)
+            if subgoal is None:
+                actions[row] = self.hold(observation)
+            else:
+                told.append((row, replace(observation, instruction=_told(subgoal)), lane))
+        if told:
+            chosen = self.policy.act([seen for _, seen, _ in told], [lane for _, _, lane in told])
+            actions[[row for row, _, _ in told]] = chosen
+        return actions
+
+    # -- what people ask -----------------------------------------------------------------------------------------------
+
+    def tell(self, lane: int, past: Past) -> None:
+        """What was done before the work began."""
+        self._lanes[lane].past = past
+
+    def ended(self, lane: int) -> Subgoal | None:
+        """How the work ended: `Done`, `Ask` or `Infeasible`; None while it goes on."""
+        return self._lanes[lane].ended
+
+    def log(self, lane: int) -> list[dict[str, Any]]:
+        """Every decision so far: proposals with their verdicts, beginnings and ends of subgoals."""
+        return self._lanes[lane].log
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, observation: Observation, lane: int) -> Subgoal | None:
+        """What the policy is told now; None to hold still."""
+        state = self._lanes[lane]
+        if state.ended is not None:
+            return None
+        context = self._context(observation, lane)
+        state.step += 1
+        finished = False
+        if self.goal is not None and (state.verifying or self.streak or self.termination == "goal"):
+            finished = self.goal.check(context, lane).ok
+        state.streak = state.streak + 1 if finished else 0
+        if self.termination != "planner" and self.streak and state.streak >= self.streak:
+            self._end(state, Done(reason="the goal was seen to be reached"))
+            return None
+        if state.verifying:
+            self._verify(state, context, finished)
+            return None
+        if state.subgoal is not None:
+            self._look(state, context, lane)
+        if state.subgoal is not None:
+            return state.subgoal
+        return self._plan(state, self._context(observation, lane), lane)
+
+    def _context(self, observation: Observation, lane: int) -> PlanContext:
+        state, told = self._lanes[lane], str(observation.instruction)
+        scene = None if self.scenes is None else self.scenes.estimate(observation, lane)
+        if told != state.instruction:
+            self._instruct(state, told, scene)
+        return PlanContext(
+            instruction=told,
+            observation=observation,
+            scene=scene,
+            begun=state.begun,
+            history=tuple(state.history),
+            past=state.past,
+            step=state.step,
+            seed=state.seed,
+        )
+
+    def _instruct(self, state: _Lane, told: str, scene: Scene | None) -> None:
+        """Take up an instruction; one that changes on the way ends what was done for the other."""
+        if state.instruction is not None:
+            if state.subgoal is not None:
+                spent = state.step - state.began
+                state.history.append(
+                    StepRecord(subgoal=state.subgoal, outcome=Outcome.ABORTED, steps=spent, before=state.before)
+                )
+            state.subgoal, state.waiting, state.verifying, state.looks = None, None, False, []
+            state.refused_at, state.refused, state.streak = None, 0, 0
+        state.instruction, state.begun = told, scene
+        self._note(state, "instruction", text=told)
+
+    def _look(self, state: _Lane, context: PlanContext, lane: int) -> None:
+        """End the present subgoal where it is reached or its time is over."""
+        assert state.subgoal is not None
+        spent = state.step - 1 - state.began
+        outcome = None
+        if self.detector is not None and spent > 0:
+            state.looks.append(self.detector.check(context, state.subgoal, lane).ok)
+            last = state.looks[-self.confirm :]
+            outcome = Outcome.SUCCESS if len(last) == self.confirm and all(last) else None
+        if outcome is None and spent >= self._limit(state.subgoal):
+            outcome = Outcome.TIMEOUT if self.detector is not None else Outcome.SUCCESS
+        if outcome is None and self.every is not None and spent >= self.every:
+            outcome = Outcome.ABORTED
+        if outcome is not None:
+            record = StepRecord(subgoal=state.subgoal, outcome=outcome, steps=spent, before=state.before)
+            state.history.append(record)
+            self._note(state, "end", outcome=str(outcome), **subgoal_row(state.subgoal))
+            state.subgoal = None
+
+    def _limit(self, subgoal: Subgoal) -> int:
+        """Steps of control that a subgoal may take."""
+        seconds = DEFAULT_LIMIT_S
+        if isinstance(subgoal, LanguageSubgoal) and subgoal.call is not None:
+            seconds = subgoal.call.spec.time_limit_s
+        return max(1, math.ceil(seconds * self.embodiment.control_hz))
+
+    def _plan(self, state: _Lane, context: PlanContext, lane: int) -> Subgoal | None:
+        """Ask for a subgoal, and begin the first one that may be begun."""
+        if state.waiting is None:
+            state.waiting = (state.step + self.latency, self._ask(self.planner, context))
+        due, proposal = state.waiting
+        if state.step < due:
+            return None
+        state.waiting = None
+        accepted = self._first(state, context, self.planner, proposal)
+        if accepted is None and self.fallback is not None:
+            accepted = self._first(state, context, self.fallback, self._ask(self.fallback, context))
+        if accepted is None:
+            self._end(state, Infeasible(kind="stuck", reason="no planner proposes what may be done"))
+            return None
+        return self._begin(state, context, accepted.subgoal)
+
+    def _begin(self, state: _Lane, context: PlanContext, subgoal: Subgoal) -> Subgoal | None:
+        if isinstance(subgoal, (Ask, Infeasible)):
+            self._end(state, subgoal)
+            return None
+        if isinstance(subgoal, Done):
+            if self.termination == "planner":
+                self._end(state, subgoal)
+                return None
+            state.verifying, state.looks = True, []
+            return None
+        state.subgoal, state.began, state.before, state.looks = subgoal, state.step - 1, context.scene, []
+        self._note(state, "begin", **subgoal_row(subgoal))
+        return subgoal
+
+    def _ask(self, planner: Planner, context: PlanContext) -> Proposal:
+        begin = time.monotonic()
+        proposal = planner.propose(context)
+        return replace(proposal, latency_s=time.monotonic() - begin)
+
+    def _first(self, state: _Lane, context: PlanContext, planner: Planner, proposal: Proposal) -> Candidate | None:
+        """The best candidate that nothing speaks against; the others' faults become history."""
+        row: dict[str, Any] = {"planner": planner.name, "latency_s": round(proposal.latency_s, 6), "candidates": []}
+        accepted = None
+        for candidate in proposal.candidates:
+            violations = self._violations(state, context, candidate.subgoal)
+            row["candidates"].append(
+                {
+                    **subgoal_row(candidate.subgoal),
+                    "score": round(candidate.score, 4),
+                    "terms": {k: round(v, 4) for k, v in candidate.terms.items()},
+                    "violations": [f"{v.kind}: {v.text}" for v in violations],
+                }
+            )
+            if not violations:
+                accepted = candidate
+                break
+            state.history.append(Rejection(subgoal=candidate.subgoal, violations=violations))
+        self._note(state, "proposal", raw=proposal.raw, accepted=accepted is not None, **row)
+        return accepted
+
+    def _violations(self, state: _Lane, context: PlanContext, subgoal: Subgoal) -> tuple[Violation, ...]:
+        if not isinstance(subgoal, Done) or self.termination == "planner":
+            return self.gate.check(context, subgoal)
+        if self.termination == "goal":
+            return (Violation(kind="not_done", text="only the check of the goal ends this work"),)
+        unchanged = state.refused_at is not None and state.refused_at == _facts(context)
+        if unchanged and (self.fallback is not None or state.refused > self.patience):
+            return (Violation(kind="not_done", text="that was refused, and nothing has changed since"),)
+        return ()
+
+    def _verify(self, state: _Lane, context: PlanContext, finished: bool) -> None:
+        """One more look at whether the work is finished."""
+        state.looks.append(finished)
+        decision = self.evidence.decide(tuple(state.looks))
+        if decision == OPEN:
+            return
+        state.verifying = False
+        self._note(state, "verdict", accepted=decision == YES, looks=len(state.looks))
+        if decision == YES:
+            self._end(state, Done(reason="planner and goal check agree"))
+            return
+        state.refused_at, state.refused = _facts(context), state.refused + 1
+        violation = Violation(kind="not_done", text="the goal is not reached yet")
+        state.history.append(Rejection(subgoal=Done(), violations=(violation,)))
+        return
+
+    def _end(self, state: _Lane, how: Subgoal) -> None:
+        state.ended, state.subgoal = how, None
+        self._note(state, "ended", **subgoal_row(how))
+
+    @staticmethod
+    def _note(state: _Lane, event: str, **row: Any) -> None:
+        state.log.append({"step": state.step - 1, "event": event, **row})
+
+
+def _told(subgoal: Subgoal) -> str:
+    """The instruction of the policy."""
+    return subgoal.text if hasattr(subgoal, "text") else describe(subgoal)
+
+
+def _facts(context: PlanContext) -> frozenset[Any]:
+    """What a refusal is bound to: the scene, or where nobody knows it what was executed so far."""
+    return context.scene.facts if context.scene is not None else frozenset({("records", len(context.records))})
