@@ -43,7 +43,10 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 COMPLETION = "completion"
 # A verb that does another thing when one of these groups is chosen: verb -> (words begin with, config).
-VARIANTS = {"record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"}}
+VARIANTS: dict[str, dict[tuple[str, ...], str]] = {
+    "eval": {("planner=", "planner@"): "eval_planner"},
+    "record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

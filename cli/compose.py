@@ -168,7 +168,7 @@ class Composer:
                 f"Type: brachium list what={key}"
             )
         if key in groups and not override.is_delete() and not isinstance(override.value(), str):
-            remove = f"\nType: brachium {verb} '~{key}' to leave it out" if override.value() is None else ""
+            remove = f" Type '~{key}' to leave it out." if override.value() is None else ""
             return ConfigError(
                 f"{line}: expected {key}=OPTION, got {override.get_value_element_as_str() or 'nothing'}. "
                 f"Choices: {', '.join(self.choices(key))}.{remove}"

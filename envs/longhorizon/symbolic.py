@@ -82,6 +82,7 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         self.errand: Errand | None = None
         self.facts: Facts = frozenset()
+        self.steps, self.ever, self.disturbed = 0, False, False
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -110,6 +111,7 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Try one skill."""
+        self._errand()
         number = int(np.asarray(action).reshape(-1)[0])
         if not WAIT <= number < len(self.calls):
             raise ConfigError(f"expected the number of a skill call from {WAIT} to {len(self.calls) - 1}, got {number}")

@@ -28,6 +28,7 @@ HOLDERS = {"in": ("bowl", "drawer"), "on": ("zone", "table", "cube")}
 """What things can be put in and on."""
 FIXED = ("bowl", "zone", "drawer", "table")
 UNKNOWN, AMBIGUOUS, IMPOSSIBLE, CONTRADICTORY = "unknown_object", "ambiguous", "impossible", "contradictory"
+UNKNOWN_WORDS, NOT_UNDERSTOOD = "unknown_words", "not_understood"
 MOST_ALTERNATIVES = 64
 
 Past = Sequence[tuple[str, tuple[Literal, ...]]]
@@ -39,7 +40,7 @@ class Unclear(Exception):
     """An instruction that cannot be followed in this scene.
 
     Attributes:
-        kind: `UNKNOWN`, `AMBIGUOUS`, `IMPOSSIBLE` or `CONTRADICTORY`.
+        kind: `UNKNOWN`, `AMBIGUOUS`, `IMPOSSIBLE`, `CONTRADICTORY`, `UNKNOWN_WORDS` or `NOT_UNDERSTOOD`.
         why: In a sentence.
         options: What may be meant, where it is ambiguous.
     """

@@ -94,6 +94,7 @@ class HierarchicalRunner:
         patience: Refused ends before the fallback is asked.
         every: Ask again after so many steps of a subgoal; only at its end when None.
         latency: Steps that a proposal takes to come, for measuring what slow planners cost.
+        retries: How often the planner is asked anew when all it proposed was refused; it is told why.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class HierarchicalRunner:
         patience: int = 2,
         every: int | None = None,
         latency: int = 0,
+        retries: int = 2,
     ) -> None:
         if termination not in TERMINATIONS:
             raise ConfigError(f"expected termination to be one of {TERMINATIONS}, got {termination!r}")
@@ -129,6 +131,7 @@ class HierarchicalRunner:
         self.gate, self.fallback, self.termination = gate or Gate(), fallback, termination
         self.evidence, self.confirm = evidence or Evidence(), confirm
         self.streak, self.patience, self.every, self.latency = streak, patience, every, latency
+        self.retries = retries
         self._lanes: dict[int, _Lane] = {}
 
     # -- as a policy ---------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ class HierarchicalRunner:
             self._look(state, context, lane)
         if state.subgoal is not None:
             return state.subgoal
-        return self._plan(state, self._context(observation, lane), lane)
+        return self._plan(state, replace(context, history=tuple(state.history)), lane)
 
     def _context(self, observation: Observation, lane: int) -> PlanContext:
         state, told = self._lanes[lane], str(observation.instruction)
@@ -256,6 +259,10 @@ class HierarchicalRunner:
             return None
         state.waiting = None
         accepted = self._first(state, context, self.planner, proposal)
+        for _ in range(self.retries):
+            if accepted is None:
+                context = replace(context, history=tuple(state.history))
+                accepted = self._first(state, context, self.planner, self._ask(self.planner, context))
         if accepted is None and self.fallback is not None:
             accepted = self._first(state, context, self.fallback, self._ask(self.fallback, context))
         if accepted is None:

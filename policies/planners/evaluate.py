@@ -1,0 +1,188 @@
+"""The verb ``brachium eval planner=...``: planners on the same episodes, and what became of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from ...console import log, progress, table
+from ...errors import ConfigError
+from .episode import run_episode, summarise
+from .lm.base import LanguageModel
+from .wiring import Factory, assemble
+
+SETTINGS = ("families", "failure", "drop", "disturbance", "max_steps")
+"""What an environment's results depend on."""
+
+
+def evaluate_planner(
+    *,
+    planner: Factory,
+    env: Callable[[], gymnasium.Env[Any, Any]],
+    goals: Factory | None = None,
+    lm: Callable[[], LanguageModel] | None = None,
+    affordance: Factory | None = None,
+    fallback: Factory | None = None,
+    gate: Factory | None = None,
+    termination: str = "two_key",
+    look_error: float = 0.05,
+    latency: int = 0,
+    streak: int = 3,
+    episodes: int = 200,
+    splits: Mapping[str, float] | None = None,
+    seed: int = 1_000_000,
+    out: str = "outputs/eval-planner",
+) -> int:
+    """Run a planner over long-horizon work and report success when the system itself stopped, with intervals.
+
+    Episodes depend on their seed alone: planners that are compared meet the same work, the same luck and the same
+    errors of the detectors. Every episode is written when it ends; typed again, the command goes on.
+
+    Args:
+        planner: What says what to do next.
+        env: Symbolic long-horizon work.
+        goals: What says what an instruction comes to; the truth where null.
+        lm: Language model of planner and goals.
+        affordance: What says how likely skills are to succeed.
+        fallback: Planner that is asked when the first proposes nothing that may be done.
+        gate: What refuses skills; by default what the scene speaks against.
+        termination: ``two_key``, ``planner`` or ``goal``.
+        look_error: Share of looks at success and at the end that are wrong.
+        latency: Steps that a proposal takes to come.
+        streak: Looks in a row that end the work although the planner goes on; 0 for never.
+        episodes: To run.
+        splits: Kind of wording -> share of the episodes.
+        seed: First seed; training uses seeds below a million.
+        out: Folder for episodes and summary.
+    """
+    if episodes < 1:
+        raise ConfigError(f"expected at least one episode, got {episodes}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    world: Any = env().unwrapped
+    for name in ("library", "calls", "instructions"):
+        if not hasattr(world, name):
+            raise ConfigError(
+                f"planners are compared on symbolic long-horizon work; {type(world).__name__} has no {name}"
+            )
+    model = None if lm is None else lm()
+    runner, parts = assemble(
+        world,
+        planner=planner,
+        goals=goals,
+        lm=model,
+        affordance=affordance,
+        fallback=fallback,
+        gate=gate,
+        options={"termination": termination, "latency": latency, "streak": streak},
+        look_error=look_error,
+    )
+    shares = splits or {"train": 1.0}
+    plan = [(k, split) for k, split in enumerate(_spread(shares, episodes))]
+    key = _key(world, parts, termination, look_error, latency, streak)
+    rows = _finished(folder / "episodes.jsonl", key)
+    todo = [(seed + k, split) for k, split in plan if seed + k not in {row["seed"] for row in rows}]
+    with (
+        (folder / "episodes.jsonl").open("a") as file,
+        progress(runner.planner.name, total=len(plan), unit="episodes") as bar,
+    ):
+        bar.update(len(rows))
+        for number, split in todo:
+            row = {"key": key, **run_episode(world, runner, number, split, model)}
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            bar.update(1, success=f"{sum(r['success'] for r in rows)}/{len(rows)}")
+    summary = {"planner": runner.planner.name, "termination": termination, "look_error": look_error}
+    summary |= {
+        "total": summarise(rows),
+        "splits": {s: summarise([r for r in rows if r["split"] == s]) for s in shares},
+    }
+    families = sorted({row["family"] for row in rows})
+    summary["families"] = {f: summarise([r for r in rows if r["family"] == f]) for f in families}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _show(summary)
+    log(f"episodes with every decision: {folder / 'episodes.jsonl'}")
+    return 0
+
+
+def _spread(shares: Mapping[str, float], count: int) -> list[str]:
+    """A kind of wording for each episode, the kinds evenly mixed."""
+    total = sum(shares.values())
+    if total <= 0.0 or min(shares.values()) < 0.0:
+        raise ConfigError(f"expected shares that are positive, got {dict(shares)}")
+    taken = dict.fromkeys(shares, 0.0)
+    found = []
+    for k in range(count):
+        name = max(shares, key=lambda s: shares[s] / total * (k + 1) - taken[s])
+        taken[name] += 1.0
+        found.append(name)
+    return found
+
+
+def _key(world: Any, parts: Mapping[str, Any], *options: Any) -> str:
+    """What results depend on: the values of all parts, two levels deep."""
+
+    def told(part: Any, depth: int) -> Any:
+        if isinstance(part, (int, float, str, bool, tuple, list)) or part is None:
+            return repr(part)
+        values = vars(part) if hasattr(part, "__dict__") else {}
+        kept = {k: told(v, depth - 1) for k, v in values.items() if depth > 0 and not k.startswith("_")}
+        return [type(part).__name__, kept]
+
+    settings = {name: repr(getattr(world, name, None)) for name in SETTINGS}
+    model = parts.get("lm")
+    folder = getattr(model, "folder", None)
+    weights = ""
+    if folder is not None and (Path(folder) / "model.safetensors").exists():
+        weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+    shown = {name: told(part, 2) for name, part in parts.items() if name != "lm"}
+    text = json.dumps([settings, shown, weights, [repr(o) for o in options]], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _finished(path: Path, key: str) -> list[dict[str, Any]]:
+    """Episodes that were run before with the same settings; others, and a torn last line, are dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row.get("key") == key:
+            rows.append(row)
+    if rows:
+        log(f"{path}: going on after {len(rows)} finished episodes")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    def share(found: Mapping[str, Any]) -> str:
+        low, high = found["ci95"]
+        return f"{100 * found['success_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+    parts = {"all": summary["total"], **summary["splits"], **summary["families"]}
+    rows = [
+        [
+            name,
+            str(part["episodes"]),
+            share(part["success"]),
+            share(part["ever"]),
+            share(part["premature"]),
+            f"{100 * part['goal_share']:.0f} %",
+            f"{part['invalid_per_episode']:.2f}",
+            "" if part["skills_to_optimum"] is None else f"{part['skills_to_optimum']:.2f}",
+            f"{part['ms_per_proposal']:.1f} ms",
+        ]
+        for name, part in parts.items()
+        if part["episodes"]
+    ]
+    columns = ["", "episodes", "success", "ever", "ended too early", "goal", "invalid", "skills/optimum", "a proposal"]
+    table(f"planner {summary['planner']}, termination {summary['termination']}", columns, rows)
+    log(f"endings: {summary['total']['endings']}")

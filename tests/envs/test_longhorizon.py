@@ -1,0 +1,151 @@
+"""Long-horizon work as facts: invariants of the table, meanings, wordings, and luck that depends on the seed alone."""
+
+import re
+
+import numpy as np
+import pytest
+
+from brachium.envs.longhorizon.domain import facts_of, tabletop_skills, universe
+from brachium.envs.longhorizon.families import FAMILIES, SHORT, sample
+from brachium.envs.longhorizon.symbolic import WAIT, SymbolicTable
+from brachium.envs.longhorizon.wordings import POLITE, WORDINGS
+from brachium.errors import ConfigError
+from brachium.policies.planners.goals import goals_of
+from brachium.policies.planners.search import search
+from brachium.symbols import Literal
+
+
+def number_of(env, text):
+    return np.array([env.instructions.index(text)], np.float32)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_effects_agree_with_the_table_laid_anew(seed):
+    """The effects of skills against facts computed from places: two ways that know nothing of each other."""
+    rng, library = np.random.default_rng(seed), tabletop_skills()
+    scene = sample(rng, families=(*FAMILIES, *SHORT)).scene
+    facts = scene.facts
+    places = {f.args[0]: f.args[1] for f in facts if f.pred in ("on", "in")}
+    is_open = Literal("open", ("drawer",)) in facts
+    for _ in range(30):
+        assert facts == facts_of(places, scene.things, is_open)
+        calls = [c for c in library.calls(scene.things) if c.applicable(facts)]
+        call = calls[int(rng.integers(len(calls)))]
+        facts = call.apply(facts)
+        if call.spec.name in ("open", "close"):
+            is_open = call.spec.name == "open"
+        else:
+            places[call.args[0]] = call.args[1] if len(call.args) == 2 else "table"
+        assert all(facts.__contains__(p) == p.value for p in (Literal(s.pred, s.args, s.value) for s in call.success))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *SHORT])
+def test_meanings_are_the_goals(family):
+    """What the planners' language of goals makes of a meaning, against what whoever drew the work had in mind."""
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        errand = sample(rng, families=(family,))
+        found = goals_of(errand.meaning, errand.scene, errand.past)
+        assert {frozenset(goal) for goal in found} == {frozenset(goal) for goal in errand.goals}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_work_takes_two_to_eight_skills(family):
+    rng, library = np.random.default_rng(3), tabletop_skills()
+    for _ in range(15):
+        errand = sample(rng, families=(family,))
+        found = search(library, errand.scene, errand.goals)
+        assert found.optimal
+        assert 2 <= len(found.calls) <= 8
+
+
+def test_held_out_wordings_are_built_otherwise_of_known_words():
+    def words(templates):
+        return {w for t in templates for w in re.findall(r"[a-z]+", re.sub(r"\{[^}]*\}", " ", t))}
+
+    def skeleton(template):
+        return re.sub(r"\s+", " ", re.sub(r"\{[^}]*\}|please|[^a-z ]", " ", template)).strip()
+
+    known = words(t for train, _ in WORDINGS.values() for t in train) | words(POLITE)
+    rng = np.random.default_rng(0)
+    for family, (train, held_out) in WORDINGS.items():
+        assert words(held_out) <= known, family
+        spelled = set()
+        for template in train:
+            for _ in range(40):
+                text = re.sub(r"\(([^()]*\|[^()]*)\)", lambda m: rng.choice(m.group(1).split("|")), template)
+                spelled.add(skeleton(text))
+        assert not {skeleton(t) for t in held_out} & spelled, family
+
+
+def test_no_two_skills_are_called_the_same():
+    calls = tabletop_skills().calls(universe())
+    assert len({call.instruction for call in calls}) == len(calls)
+
+
+def test_the_same_seed_is_the_same_episode_whatever_was_run_before():
+    env, other = SymbolicTable(disturbance=1.0), SymbolicTable(disturbance=1.0)
+    other.reset(seed=5)
+    for seed in (1, 2):
+        first, _ = env.reset(seed=seed)
+        second, _ = other.reset(seed=seed)
+        assert first["instruction"] == second["instruction"]
+        calls = [c for c in env.library.calls(env.scene.things) if c.applicable(env.facts)]
+        for call in calls[:8]:
+            for each in (env, other):
+                each.step(number_of(each, call.instruction))
+            assert env.facts == other.facts
+
+
+def test_failures_come_as_often_as_asked():
+    env = SymbolicTable(failure=0.2, families=("single",))
+    failed = 0
+    for seed in range(1500):
+        env.reset(seed=seed)
+        call = next(c for c in env.library.calls(env.scene.things) if c.applicable(env.facts))
+        before = env.facts
+        env.step(number_of(env, call.instruction))
+        failed += env.facts != call.apply(before)
+    assert 240 <= failed <= 360, "a fifth of 1500, four standard deviations wide"
+
+
+def test_what_is_impossible_changes_nothing_and_is_counted():
+    env = SymbolicTable(failure=0.0, families=("store",))
+    env.reset(seed=3)
+    before = env.facts
+    name = "open the drawer" if Literal("open", ("drawer",)) in before else "close the drawer"
+    *_, info = env.step(number_of(env, name))
+    assert info["invalid"]
+    assert env.facts == before
+    *_, info = env.step(np.array([WAIT], np.float32))
+    assert not info["invalid"]
+    assert env.facts == before
+
+
+def test_somebody_interferes_once_and_the_table_stays_sound():
+    env = SymbolicTable(disturbance=1.0, failure=0.0)
+    seen = 0
+    for seed in range(60):
+        env.reset(seed=seed)
+        for _ in range(8):
+            before = env.facts
+            env.step(np.array([WAIT], np.float32))
+            seen += env.facts != before
+        places = {f.args[0]: f.args[1] for f in env.facts if f.pred in ("on", "in")}
+        assert env.facts == facts_of(places, env.scene.things, Literal("open", ("drawer",)) in env.facts)
+    assert 20 <= seen <= 60
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ConfigError, match="Did you mean 'sort'"):
+        SymbolicTable(families=("sorts",))
+    with pytest.raises(ConfigError, match="failure from 0 to 1"):
+        SymbolicTable(failure=1.5)
+    with pytest.raises(ConfigError, match="unknown split"):
+        SymbolicTable(split="pair")
+    env = SymbolicTable()
+    with pytest.raises(ConfigError, match="before reset"):
+        env.step(np.zeros(1, np.float32))
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match="number of a skill call"):
+        env.step(np.array([1e6], np.float32))
