@@ -218,6 +218,16 @@ def _pair(table: _Table) -> _Drawn:
     return roles, "; ".join(str(w) for w in wanted), _all(*wanted)
 
 
+def _both(table: _Table) -> _Drawn:
+    bowls, (a, b, _) = table.fixed("bowl", 2), table.objects(3)
+    table.fixed("zone", 1)
+    if table.rng.random() < 0.3:
+        table.places[a] = bowls[1]
+    meaning = f"in({a}, {bowls[0]}); in({b}, {bowls[0]})"
+    roles = {"a": a, "b": b, "to": _towards(table, bowls[0])}
+    return roles, meaning, _all(_in(a, bowls[0]), _in(b, bowls[0]))
+
+
 def _towards(table: _Table, goal: str) -> str:
     inside = goal.endswith(("bowl", "drawer"))
     return f"{table.draw(('in', 'into', 'inside') if inside else ('on', 'onto'))} the {goal}"
@@ -235,6 +245,7 @@ FAMILIES: dict[str, Callable[[_Table], _Drawn]] = {
     "condition": _condition,
     "undo": _undo,
     "pair": _pair,
+    "both": _both,
 }
 
 
@@ -260,6 +271,20 @@ def _drawer(table: _Table) -> _Drawn:
     return {"act": act, "state": "closed" if table.drawer_open else "open"}, str(wanted), _all(wanted)
 
 
+def _as_mentioned(meaning: str, text: str) -> str:
+    """The clauses in the order in which the text names their things: what a model reads is easier to say in order."""
+    clauses = meaning.split("; ")
+    if ":" in meaning or len(clauses) < 2:
+        return meaning
+    return "; ".join(sorted(clauses, key=lambda clause: _first_named(clause, text.replace("block", "cube"))))
+
+
+def _first_named(clause: str, text: str) -> int:
+    literal = Literal.parse(clause)
+    place = text.find(literal.args[0])
+    return len(text) if place < 0 or not literal.value else place
+
+
 SHORT: dict[str, Callable[[_Table], _Drawn]] = {"single": _single, "drawer": _drawer}
 """Families of one skill: a planner must understand them too, but they are no long-horizon work."""
 
@@ -282,4 +307,5 @@ def sample(rng: np.random.Generator, *, families: Sequence[str] = (), held_out: 
         if all(scene.unmet(goal) for goal in goals):
             break
     text = word(family, roles, rng, held_out)
+    meaning = _as_mentioned(meaning, text)
     return Errand(family=family, instruction=text, meaning=meaning, scene=scene, goals=goals, past=tuple(table.past))

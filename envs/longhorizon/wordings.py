@@ -13,6 +13,10 @@ import numpy as np
 WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sort": (
         (
+            "i want (every|each) {kind} in the bowl of its color",
+            "by color , (put|place) the {kind}s (in|into) the bowls",
+            "(sort|put) (every|each) {kind} into (its bowl|the bowl of its color)",
+            "(see|make sure) that the {kind}s are in the bowls of their color",
             "(put|place|move|drop) (every|each) {kind} (in|into|inside) the bowl of its color",
             "(put|place|move) (all|all of) the {kind}s (in|into) the bowls of their color",
             "sort the {kind}s by color",
@@ -29,6 +33,13 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "stack": (
         (
+            "first (put|place|stack) the {a} on the {b} , then the {c} on the {a}",
+            "i want the {a} on the {b} and the {c} on the {a}",
+            "(put|place) the {c} on the {a} after the {a} is on the {b}",
+            "make sure that the {a} is on the {b} and the {c} on the {a}",
+            "the {a} belongs on the {b} , the {c} belongs on the {a}",
+            "(build|make) a tower : the {b} , then the {a} , then the {c}",
+            "the {c} belongs on top of the {a} and the {a} on top of the {b}",
             "stack the {a} on the {b} and the {c} on (top of the|the) {a}",
             "(put|place) the {a} on (top of the|the) {b} , then the {c} on (top of the|the) {a}",
             "(build|make) a tower with the {b} at the bottom , the {a} in the middle and the {c} on top",
@@ -45,6 +56,11 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "gather": (
         (
+            "the {kind}s (belong|go) (in|into) the {a}",
+            "i want (every|each) {kind} (in|inside) the {a}",
+            "(all the|the) {kind}s should be (in|inside) the {a}",
+            "the {a} is where (every|each) {kind} (belongs|goes)",
+            "(collect|take) (every|each) {kind} and (put|place) it (in|into) the {a}",
             "(put|place|move|drop) (all the {kind}s|every {kind}|each {kind}|all {kind}s) (in|into|inside) the {a}",
             "(gather|collect) (all the|the|all) {kind}s (in|into) the {a}",
             "(every|each) {kind} (belongs|goes) (in|into) the {a}",
@@ -61,6 +77,11 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "store": (
         (
+            "(open|pull open) the drawer , (put|place) the {a} (in|into) it , then (close|shut) it",
+            "make sure that the {a} is in the drawer and the drawer is (closed|shut)",
+            "first (put|place) the {a} (in|into) the drawer , then (close|shut) it",
+            "after the {a} is in the drawer , (close|shut) it",
+            "the {a} goes in the drawer , and the drawer should be (closed|shut)",
             "(put|place|store|drop) the {a} (in|into|inside) the drawer and (close|shut) it",
             "(put|place|store) the {a} (in|into) the drawer , then (close|shut) the drawer",
             "(open the drawer|open it) , (put|place) the {a} (in|into) the drawer and (close|shut) it again",
@@ -76,6 +97,11 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "store_two": (
         (
+            "i want the {a} and the {b} (in|into) the closed drawer",
+            "make sure that the {a} and the {b} are in the drawer and the drawer is (closed|shut)",
+            "first (put|place) the {a} and the {b} (in|into) the drawer , then (close|shut) it",
+            "(store|put away) the {a} and the {b} in the drawer and (close|shut) it",
+            "the {a} and the {b} should be in the closed drawer",
             "(put|place|store|drop) the {a} and the {b} (in|into|inside) the drawer and (close|shut) it",
             "(put|place|store) (both the|the) {a} and the {b} (in|into) the drawer , then (close|shut) the drawer",
             "(open the drawer|open it) , (put|place) the {a} and the {b} (in|into) it and (close|shut) it again",
@@ -89,6 +115,11 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "swap": (
         (
+            "i want the {a} where the {b} is , and the {b} where the {a} is",
+            "(make|let) the {a} and the {b} swap places",
+            "make sure that the {a} and the {b} (swap|exchange) places",
+            "first (take|get) the {a} , then the {b} , and (swap|exchange) them",
+            "the {a} goes where the {b} is , and the {b} where the {a} is",
             "swap the {a} and the {b}",
             "(swap|exchange) the {a} with the {b}",
             "exchange the {a} and the {b}",
@@ -105,6 +136,13 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "replace": (
         (
+            "first (free|clear) the {c} , then (put|move) the {a} (on it|there)",
+            "i want the {a} on the {c} , so (clear|free) it",
+            "after you clear the {c} , (put|place|move) the {a} (on it|there)",
+            "make sure that the {c} is (clear|free) , then (put|place) the {a} on it",
+            "the {a} belongs on the {c} : (clear|free) it first",
+            "the {a} should be on the {c} , but clear it first",
+            "(clear|free) the {c} first : the {a} goes there",
             "clear the {c} and (put|place|move) the {a} on it",
             "(take|move) (everything|whatever is) off the {c} , then (put|place) the {a} on it",
             "(put|place|move) the {a} on the {c} , but clear it first",
@@ -119,6 +157,9 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "leave": (
         (
+            "make sure that (only|just) {n} {kind}s are left on the table , the (others|rest) (belong|go) in the {a}",
+            "(keep|leave) {n} {kind}s on the table : the (others|rest) should be in the {a}",
+            "(put|place) the {kind}s (in|into) the {a} , but (keep|leave) {n} on the table",
             "leave {n} {kind}s on the table and (put|place|move) the (others|rest) (in|into) the {a}",
             "(put|place|move|drop) {kind}s (in|into) the {a} until {n} are left on the table",
             "(put|place|move) all but {n} {kind}s (in|into) the {a}",
@@ -134,18 +175,26 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "condition": (
         (
+            "if the drawer is open , the {a} and the {b} (belong|go) (in|into) it , (else|otherwise) in the {c}",
+            "if the drawer is open i want the {a} and the {b} in it , (else|otherwise) in the {c}",
+            "the {a} and the {b} (belong|go) in the drawer if it is open , (else|otherwise) in the {c}",
+            "if the drawer is open (put|place) the {a} and the {b} there , (else|otherwise) put them (in|into) the {c}",
             "if the drawer is open , (put|place) the {a} and the {b} (in|into) it , (else|otherwise) in the {c}",
             "(put|place) the {a} and the {b} (in|into) the drawer if it is open , (else|otherwise) (in|into) the {c}",
             "(is|in case) the drawer open ? then (put|place) the {a} and the {b} in it , (else|otherwise) in the {c}",
             "in case the drawer is open (put|place) the {a} and the {b} there , (else|otherwise) (in|into) the {c}",
         ),
         (
-            "if the drawer is open the {a} and the {b} belong in it , otherwise in the {c}",
-            "place the {a} and the {b} into the drawer in case it is open , else into the {c}",
+            "in case the drawer is open , the {a} and the {b} belong in it , otherwise in the {c}",
+            "the {a} and the {b} should be in the drawer in case it is open , else in the {c}",
         ),
     ),
     "undo": (
         (
+            "the last {n} things that you moved belong where they were",
+            "i want the last {n} moves undone",
+            "make sure that the last {n} (moves|steps) are undone",
+            "after your last {n} (moves|steps) , put the things back where they were",
             "undo the last {n} moves",
             "undo your last {n} (moves|steps)",
             "(put|bring) the last {n} things back (where they were|to their places)",
@@ -163,6 +212,12 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "pair": (
         (
+            "the {a} should be {to_b} and the {c} {to_d}",
+            "make sure that the {a} is {to_b} and the {c} {to_d}",
+            "(put|place) the {c} {to_d} after the {a} is {to_b}",
+            "i want the {a} {to_b} , and then the {c} {to_d}",
+            "(take|get) the {a} and put it {to_b} , then (take|get) the {c} and put it {to_d}",
+            "the {a} goes {to_b} , the {c} goes {to_d}",
             "(put|place|move|drop) the {a} {to_b} (and|, then|and then) (put|place|move) the {c} {to_d}",
             "(put|place|move) the {a} {to_b} and the {c} {to_d}",
             "first (put|place|move) the {a} {to_b} , then (put|place|move) the {c} {to_d}",
@@ -175,18 +230,41 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "the {c} goes {to_d} after the {a} is {to_b}",
         ),
     ),
+    "both": (
+        (
+            "(put|place|move|drop) the {a} and the {b} {to}",
+            "(put|place|move) both the {a} and the {b} {to}",
+            "the {a} and the {b} (belong|go) {to}",
+            "i want the {a} and the {b} {to}",
+            "first (put|place) the {a} , then the {b} {to}",
+            "see that the {a} and the {b} are {to}",
+            "(take|get) the {a} and the {b} and (put|place) them {to}",
+            "{to} (put|place) the {a} and the {b}",
+        ),
+        (
+            "the {a} and the {b} should be {to}",
+            "make sure that the {a} and the {b} are {to}",
+            "both things belong {to} : the {a} and the {b}",
+        ),
+    ),
     "single": (
         (
+            "the {a} should be {to}",
+            "see that the {a} is {to}",
+            "please , the {a} {to}",
             "(put|place|move|drop|bring) the {a} {to}",
             "pick up the {a} and (put|place|drop) it {to}",
             "(take|get) the {a} and (put|place) it {to}",
             "i want the {a} {to}",
             "the {a} (belongs|goes) {to}",
         ),
-        ("the {a} should be {to}", "make sure that the {a} is {to}"),
+        ("make sure that the {a} is {to}", "now the {a} , {to}"),
     ),
     "drawer": (
         (
+            "see that the drawer is {state}",
+            "the drawer (belongs|should be) {state}",
+            "make it {state} : the drawer",
             "{act} the drawer",
             "i want the drawer {state}",
             "the drawer should be {state}",

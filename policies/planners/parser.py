@@ -40,7 +40,11 @@ class GoalParser:
         scene = context.begun if context.begun is not None else context.scene
         if scene is None:
             raise ConfigError("goals of literals need to know the scene: give the runner one that estimates it")
-        return goals_of(self.meaning(context.instruction), scene, context.past)
+        meaning = self.meaning(context.instruction)
+        try:
+            return goals_of(meaning, scene, context.past)
+        except ConfigError as error:  # a sentence of its own making
+            raise Unclear(NOT_UNDERSTOOD, f"is it {meaning!r} that was meant?", (meaning,)) from error
 
     def meaning(self, instruction: str) -> str:
         """The instruction in the language of goals.
