@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
     "eval": ("eval", "run a policy in closed loop and count successes"),
+    "plan": ("plan", "plan what an instruction asks for, and do it in simulation, with a video"),
     "serve": ("serve", "serve a checkpoint to clients: websocket, as openpi's"),
     "twin": ("twin", "a simulated robot in real time, to be deployed to as to a real one"),
     "deploy": ("deploy", "run a policy on a robot: preflight, control loop, safety, log, report"),
@@ -47,6 +48,8 @@ VARIANTS: dict[str, dict[tuple[str, ...], str]] = {
     "eval": {("planner=", "planner@"): "eval_planner"},
     "record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"},
 }
+# What may be typed without its name: verb -> option.
+BARE = {"plan": "instruction"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +96,18 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"expected a verb, got {verb!r}. {did_you_mean(verb, VERBS)}\nType: brachium --help")
     from .cli.run import run_verb
 
+    rest = with_names(verb, rest)
     return run_verb(verb, config_of(verb, rest), rest, VERBS[verb][1])
+
+
+def with_names(verb: str, words: Sequence[str]) -> list[str]:
+    """The words, with the name of the option that may be typed without it."""
+    found = list(words)
+    bare = [k for k, word in enumerate(found) if "=" not in word and not word.startswith(("-", "~", "+"))]
+    if verb in BARE and len(bare) == 1:
+        text = found[bare[0]].replace("\\", "\\\\").replace("'", "\\'")
+        found[bare[0]] = f"{BARE[verb]}='{text}'"
+    return found
 
 
 def config_of(verb: str, words: Sequence[str]) -> str:

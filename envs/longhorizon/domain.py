@@ -31,6 +31,16 @@ def tabletop_skills() -> SkillLibrary:
     free = literals("clear(?x)", "not hidden(?x)")
     return SkillLibrary(
         (
+            # First, for of two ways that are as short the first is taken: what is in the way is put on the table.
+            SkillSpec(
+                name="put_down",
+                params=(movable,),
+                instruction="put the {x} on the table",
+                pre=(*free, *literals("not on(?x, table)")),
+                effects=(*_LEAVES, *_made("on(?x, table)")),
+                success=literals("on(?x, table)"),
+                time_limit_s=9.0,
+            ),
             SkillSpec(
                 name="place_in",
                 params=(movable, Param(name="y", kinds=("bowl",))),
@@ -57,15 +67,6 @@ def tabletop_skills() -> SkillLibrary:
                 effects=(*_LEAVES, *_made("on(?x, ?y)", "not clear(?y)")),
                 success=literals("on(?x, ?y)"),
                 time_limit_s=10.0,
-            ),
-            SkillSpec(
-                name="put_down",
-                params=(movable,),
-                instruction="put the {x} on the table",
-                pre=(*free, *literals("not on(?x, table)")),
-                effects=(*_LEAVES, *_made("on(?x, table)")),
-                success=literals("on(?x, table)"),
-                time_limit_s=9.0,
             ),
             SkillSpec(
                 name="store",

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...errors import ConfigError
 from ...sim.scene import COLORS
 from ...symbols import Literal, Scene, Thing
-from .domain import DRAWER, TABLE, facts_of
+from .domain import DRAWER, MOVABLE, TABLE, facts_of
 from .wordings import NUMBERS, word
 
 Goals = tuple[tuple[Literal, ...], ...]
+KINDS = (*MOVABLE, "bowl", "zone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,21 @@ def _single(table: _Table) -> _Drawn:
     return {"a": a, "to": to}, str(wanted), _all(wanted)
 
 
+def _bare(table: _Table) -> _Drawn:
+    """Things by their kind alone, of which there is one each: what is not told must not be made up."""
+    (bowl,), (zone,), (c1, c2) = table.fixed("bowl", 1), table.fixed("zone", 1), table.colors(2)
+    kinds = [("cube", "cylinder", "ball")[int(k)] for k in table.rng.permutation(3)]
+    a = table.add(f"{c1} {kinds[0]}", "table")
+    table.add(f"{c2} {kinds[1]}", "table")
+    table.drawer(True)
+    goal = table.draw((bowl, zone, "drawer"))
+    said = goal if goal == "drawer" or table.rng.random() < 0.5 else goal.split()[-1]
+    said_a = a if said != goal and table.rng.random() < 0.3 else kinds[0]
+    pred = "on" if goal == zone else "in"
+    roles = {"a": said_a, "to": _towards(table, said)}
+    return roles, f"{pred}({said_a}, {said})", _all(Literal(pred, (a, goal)))
+
+
 def _drawer(table: _Table) -> _Drawn:
     table.drawer()
     table.objects(2)
@@ -285,8 +302,30 @@ def _first_named(clause: str, text: str) -> int:
     return len(text) if place < 0 or not literal.value else place
 
 
-SHORT: dict[str, Callable[[_Table], _Drawn]] = {"single": _single, "drawer": _drawer}
+SHORT: dict[str, Callable[[_Table], _Drawn]] = {"single": _single, "bare": _bare, "drawer": _drawer}
 """Families of one skill: a planner must understand them too, but they are no long-horizon work."""
+
+
+SHOWCASE = ("red cube", "blue cube", "yellow ball", "blue bowl", "green zone", "drawer")
+"""What is on the table where nobody says."""
+
+
+def told(instruction: str, names: Sequence[str] = (), *, drawer_open: bool = False) -> Errand:
+    """Work that somebody asks for, with the things named on the table; its goal is for the planner to find.
+
+    Raises:
+        ConfigError: A name that is no ``COLOR KIND``.
+    """
+    table = _Table(np.random.default_rng(0))
+    for name in names or SHOWCASE:
+        if name == "drawer":
+            table.drawer(drawer_open)
+            continue
+        color, _, kind = name.partition(" ")
+        if color not in COLORS or kind not in KINDS:
+            raise ConfigError(f"no thing {name!r}: expected a color {list(COLORS)} and a kind {KINDS}, or drawer")
+        table.add(name, "table" if kind in MOVABLE else "")
+    return Errand(family="told", instruction=instruction, meaning="", scene=table.scene(), goals=())
 
 
 def sample(rng: np.random.Generator, *, families: Sequence[str] = (), held_out: bool = False) -> Errand:
@@ -306,6 +345,6 @@ def sample(rng: np.random.Generator, *, families: Sequence[str] = (), held_out: 
         scene = table.scene()
         if all(scene.unmet(goal) for goal in goals):
             break
-    text = word(family, roles, rng, held_out)
+    text = word("single" if family == "bare" else family, roles, rng, held_out)
     meaning = _as_mentioned(meaning, text)
     return Errand(family=family, instruction=text, meaning=meaning, scene=scene, goals=goals, past=tuple(table.past))

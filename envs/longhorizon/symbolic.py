@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ from ...spec import EmbodimentSpec, FeatureSpec
 from ...symbols import Facts, Literal, Scene, Thing
 from ..tabletop import CHARSET
 from .domain import DRAWER, TABLE, facts_of, place_of, tabletop_skills, universe
-from .families import FAMILIES, SHORT, Errand, sample
+from .families import FAMILIES, SHORT, Errand, sample, told
 
 WAIT = -1
 """Action that does nothing."""
@@ -100,14 +101,27 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Draw a piece of work."""
         super().reset(seed=seed)
         split = _checked((options or {}).get("split", self.split))
-        rng = self.np_random
-        self.errand = sample(rng, families=self.families, held_out=split == "paraphrase")
-        self.facts = self.errand.scene.facts
+        self.begin(
+            sample(self.np_random, families=self.families, held_out=split == "paraphrase"),
+            int(self.np_random.integers(2**63)),
+        )
+        return self._observe(), {**self._info(invalid=False), "split": split}
+
+    def ask(
+        self, instruction: str, names: Sequence[str] = (), *, drawer_open: bool = False, seed: int = 0
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """An episode of what somebody asks for, with the things named on the table; ``success`` is for them to say."""
+        return self.begin(told(instruction, names, drawer_open=drawer_open), seed)
+
+    def begin(self, errand: Errand, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """An episode of given work; what befalls it comes from the seed."""
+        rng = np.random.default_rng(seed)
+        self.errand, self.facts = errand, errand.scene.facts
         self.steps, self.ever, self.disturbed = 0, False, False
         # Drawn here, so that what befalls an episode does not depend on what is done in it.
         self._disturb_at = int(rng.integers(1, 7)) if rng.random() < self.disturbance else -1
-        self._luck = np.random.default_rng(rng.integers(2**63))
-        return self._observe(), {**self._info(invalid=False), "split": split}
+        self._luck = rng
+        return self._observe(), self._info(invalid=False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Try one skill."""
@@ -162,8 +176,8 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _info(self, invalid: bool) -> dict[str, Any]:
         errand, scene = self._errand(), self.scene
         left = [(len(scene.unmet(goal)), len(goal)) for goal in errand.goals]
-        success = min(left)[0] == 0
-        share = max(1.0 - unmet / count for unmet, count in left)
+        success = any(unmet == 0 for unmet, _ in left)
+        share = max((1.0 - unmet / count for unmet, count in left), default=0.0)
         found = {"success": success, "ever": self.ever or success, "goal_share": share, "invalid": invalid}
         return {**found, "task": errand.family}
 

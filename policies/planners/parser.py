@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ...errors import ConfigError
+from ...symbols import Literal, Scene
 from .base import PlanContext
-from .goals import NOT_UNDERSTOOD, UNKNOWN_WORDS, Unclear, goals_of
+from .goals import CONTRADICTORY, IMPOSSIBLE, NOT_UNDERSTOOD, UNKNOWN_WORDS, Unclear, goals_of
 from .lm.prompts import parse_prompt
 from .lm.tiny import TinyLM
+from .lm.words import split_words
 from .search import Goals
 
 KEPT = 1000
-"""Meanings that are remembered."""
+"""Instructions whose readings are remembered."""
+SYNONYMS = {"block": "cube", "blocks": "cube", "cubes": "cube", "balls": "ball", "cylinders": "cylinder"}
+SYNONYMS |= {"bowls": "bowl", "zones": "zone", "things": "thing"}
+"""Words of instructions -> words of names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What an instruction may mean, in the language of goals, and its probability."""
+
+    meaning: str
+    p: float
 
 
 class GoalParser:
     """What an instruction comes to, as the tiny language model reads it.
 
-    Words that the model does not know, and readings that it is not sure of, are no guess but an `Unclear`.
+    The likeliest reading is checked: it must be a sentence of the language of goals, speak of the things that the
+    instruction names and of no others, and not contradict itself. If it fails, other readings are drawn; the likeliest
+    that passes is taken. Words that the model does not know, and instructions of which no reading passes or is likely
+    enough, are `Unclear`, never a guess.
 
     Args:
         lm: The model.
         confidence: Least probability of a reading, 0..1.
+        draws: Other readings that are drawn where the likeliest fails.
+        synonyms: Words of instructions -> words of names.
     """
 
-    def __init__(self, *, lm: TinyLM, confidence: float = 0.3) -> None:
-        if not 0.0 <= confidence < 1.0:
-            raise ConfigError(f"expected confidence from 0 to below 1, got {confidence}")
-        self.lm, self.confidence = lm, confidence
-        self._known: dict[str, str | Unclear] = {}
+    def __init__(
+        self,
+        *,
+        lm: TinyLM,
+        confidence: float = 0.1,
+        draws: int = 12,
+        synonyms: Mapping[str, str] | None = None,
+    ) -> None:
+        if not 0.0 <= confidence < 1.0 or draws < 0:
+            raise ConfigError(
+                f"expected confidence from 0 to below 1 and draws of at least 0, got {confidence}, {draws}"
+            )
+        self.lm, self.confidence, self.draws = lm, confidence, draws
+        self.synonyms = dict(SYNONYMS if synonyms is None else synonyms)
+        self._known: dict[str, list[Reading]] = {}
 
     def __call__(self, context: PlanContext) -> Goals:
         """Alternatives of literals, by the scene as it was when the instruction was given.
@@ -40,37 +70,72 @@ class GoalParser:
         scene = context.begun if context.begun is not None else context.scene
         if scene is None:
             raise ConfigError("goals of literals need to know the scene: give the runner one that estimates it")
-        meaning = self.meaning(context.instruction)
-        try:
-            return goals_of(meaning, scene, context.past)
-        except ConfigError as error:  # a sentence of its own making
-            raise Unclear(NOT_UNDERSTOOD, f"is it {meaning!r} that was meant?", (meaning,)) from error
+        text = self._checked(context.instruction)
+        readings = self.readings(text)
+        fault: Unclear | None = None
+        for reading in readings:
+            if reading.p < self.confidence:
+                break
+            try:
+                self._check(reading.meaning, text, scene)
+                return goals_of(reading.meaning, scene, context.past)
+            except ConfigError:
+                continue
+            except Unclear as error:
+                if error.kind not in (CONTRADICTORY, IMPOSSIBLE, NOT_UNDERSTOOD):
+                    raise  # it is understood, and speaks of what is not there, or of one of several
+                fault = fault if fault is not None and fault.kind != NOT_UNDERSTOOD else error
+        best = readings[0]
+        if fault is not None and fault.kind != NOT_UNDERSTOOD:
+            raise fault
+        raise Unclear(NOT_UNDERSTOOD, f"is it {best.meaning!r} that was meant?", (best.meaning,))
 
-    def meaning(self, instruction: str) -> str:
-        """The instruction in the language of goals.
-
-        Raises:
-            Unclear: Unknown words, or no reading that the model is sure of.
-        """
+    def readings(self, instruction: str) -> list[Reading]:
+        """What it may mean, likeliest first: the greedy reading, and where draws are asked for, others."""
         if instruction not in self._known:
             if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[instruction] = self._read(instruction)
-        found = self._known[instruction]
-        if isinstance(found, Unclear):
-            raise Unclear(found.kind, found.why, found.options)
-        return found
+        return self._known[instruction]
 
-    def _read(self, instruction: str) -> str | Unclear:
+    def _read(self, text: str) -> list[Reading]:
+        prompt = parse_prompt(text)
+        found = [self.lm.generate(prompt)]
+        if math.exp(found[0].logprob or 0.0) < 0.95:  # else all others together are hardly worth a thought
+            found += [self.lm.generate(prompt, temperature=1.0, seed=seed) for seed in range(self.draws)]
+        readings: dict[str, float] = {}
+        for completion in found:
+            if completion.complete:
+                readings[" ".join(completion.text.split())] = math.exp(completion.logprob or 0.0)
+        ranked = sorted(readings.items(), key=lambda item: -item[1])
+        return [Reading(meaning=meaning, p=p) for meaning, p in ranked] or [Reading(meaning="", p=0.0)]
+
+    def _checked(self, instruction: str) -> str:
         text = " ".join(instruction.split()).rstrip(".!? ")
         if not text:
-            return Unclear(NOT_UNDERSTOOD, "there is no instruction")
+            raise Unclear(NOT_UNDERSTOOD, "there is no instruction")
         unknown = self.lm.tokenizer.unknown(text)
         if unknown:
-            return Unclear(UNKNOWN_WORDS, f"unknown words: {', '.join(unknown)}")
-        found = self.lm.generate(parse_prompt(text))
-        sure = math.exp(found.logprob or 0.0)
-        meaning = " ".join(found.text.split())
-        if not found.complete or sure < self.confidence:
-            return Unclear(NOT_UNDERSTOOD, f"is it {meaning!r} that was meant? ({100 * sure:.0f} % sure)", (meaning,))
-        return meaning
+            raise Unclear(UNKNOWN_WORDS, f"unknown words: {', '.join(unknown)}")
+        return text
+
+    def _check(self, meaning: str, text: str, scene: Scene) -> None:
+        """Whether a reading speaks of what the instruction speaks of.
+
+        Raises:
+            Unclear: It names what is not named, or leaves out what is.
+        """
+        said = {self.synonyms.get(word, word) for word in split_words(text)}
+        named = {word for name in _names(meaning) for word in name.split()} - {"every"}
+        attributes = {word for thing in scene.things for word in thing.color.split()}
+        left_out = sorted((said & attributes) - named)
+        made_up = sorted(named - said - {"table", "thing"})
+        if left_out or made_up:
+            what = f"leaves out {', '.join(left_out)}" if left_out else f"makes up {', '.join(made_up)}"
+            raise Unclear(NOT_UNDERSTOOD, f"the reading {meaning!r} {what}", (meaning,))
+
+
+def _names(meaning: str) -> Sequence[str]:
+    """All names in a meaning."""
+    clauses = meaning.replace("if ", "").replace("else", ";").replace(":", ";").split(";")
+    return [arg for clause in clauses if clause.strip() for arg in Literal.parse(clause).args]
