@@ -86,7 +86,7 @@ class HierarchicalRunner:
         detector: Says whether a subgoal is reached; where None a subgoal runs until its time is over.
         goal: Says whether the work is finished; needed for every termination but ``planner``.
         gate: Refuses what cannot be.
-        fallback: Asked when the planner proposes nothing that may be done.
+        fallback: Asked when the planner proposes nothing that may be done, or insists on an end that is refused.
         termination: One of `TERMINATIONS`.
         evidence: How many looks at the goal it takes to end.
         confirm: Looks in a row that tell that a subgoal is reached.
@@ -252,17 +252,20 @@ class HierarchicalRunner:
 
     def _plan(self, state: _Lane, context: PlanContext, lane: int) -> Subgoal | None:
         """Ask for a subgoal, and begin the first one that may be begun."""
+        planner = self.planner
+        if self.fallback is not None and state.refused > self.patience:
+            planner = self.fallback  # the other one insists that all is done
         if state.waiting is None:
-            state.waiting = (state.step + self.latency, self._ask(self.planner, context))
+            state.waiting = (state.step + self.latency, self._ask(planner, context))
         due, proposal = state.waiting
         if state.step < due:
             return None
         state.waiting = None
-        accepted = self._first(state, context, self.planner, proposal)
+        accepted = self._first(state, context, planner, proposal)
         for _ in range(self.retries):
             if accepted is None:
                 context = replace(context, history=tuple(state.history))
-                accepted = self._first(state, context, self.planner, self._ask(self.planner, context))
+                accepted = self._first(state, context, planner, self._ask(planner, context))
         if accepted is None and self.fallback is not None:
             accepted = self._first(state, context, self.fallback, self._ask(self.fallback, context))
         if accepted is None:
@@ -317,6 +320,7 @@ class HierarchicalRunner:
             return (Violation(kind="not_done", text="only the check of the goal ends this work"),)
         unchanged = state.refused_at is not None and state.refused_at == _facts(context)
         if unchanged and (self.fallback is not None or state.refused > self.patience):
+            state.refused += 1
             return (Violation(kind="not_done", text="that was refused, and nothing has changed since"),)
         return ()
 

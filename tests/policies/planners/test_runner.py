@@ -257,6 +257,25 @@ def test_the_fallback_is_asked_when_the_planner_knows_nothing():
     assert {e["planner"] for e in events(runner, "proposal")} == {"told", "symbolic"}
 
 
+def test_who_insists_on_an_end_that_is_refused_is_not_asked_any_more():
+    env = world()
+    real, said = best(env), []
+
+    def insisting(context):
+        said.append(context.step)
+        nearest = real.propose(context).candidates[0].subgoal
+        return [Done(), nearest] if len(said) % 2 else [nearest]
+
+    runner = loop(env, Told(insisting), goal=Sworn(lambda c: False), fallback=best(env), streak=0, patience=1)
+    env.failure = 1.0
+    go(env, runner, steps=30)
+    asked = [e["planner"] for e in events(runner, "proposal")]
+    assert asked[0] == "told"
+    assert asked[-1] == "symbolic"
+    last = max(k for k, name in enumerate(asked) if name == "told")
+    assert set(asked[last + 1 :]) == {"symbolic"}
+
+
 @pytest.mark.parametrize("latency", [0, 2])
 def test_a_slow_planner_costs_its_steps_and_nothing_else(latency):
     env = world()
