@@ -15,12 +15,13 @@ PDDL_NAME = "brachium"
 def to_pddl(library: SkillLibrary, scene: Scene, goals: Goals) -> tuple[str, str]:
     """Domain and problem in PDDL 2.1 with typing, negative preconditions and conditional effects.
 
-    Names are written with ``-`` for spaces. The search of `search.py` and a PDDL planner must find plans of the same
-    length.
+    Names are written with ``-`` for spaces, skills with ``do_`` before them: some planners want all names to differ.
+    The search of `search.py` and a PDDL planner must find plans of the same length.
     """
     skills = list(library.skills.values())
     constants = sorted({a for s in skills for p in _literals_of(s) for a in p.args if not a.startswith("?")})
     kinds = sorted({t.kind for t in scene.things} | {k for s in skills for param in s.params for k in param.kinds})
+    groups = _groups(skills)
     known = {thing.name: thing.kind for thing in scene.things}
     arities: dict[str, int] = {}
     for literal in (*(p for s in skills for p in _literals_of(s)), *scene.facts, *(p for g in goals for p in g)):
@@ -28,17 +29,18 @@ def to_pddl(library: SkillLibrary, scene: Scene, goals: Goals) -> tuple[str, str
     predicates = " ".join(
         f"({pred}{''.join(f' ?a{k} - object' for k in range(count))})" for pred, count in sorted(arities.items())
     )
+    typed_constants = " ".join(f"{_name(c)} - {_kind(known.get(c, kinds[0]))}" for c in constants)
     domain = [
         f"(define (domain {PDDL_NAME})",
         "  (:requirements :strips :typing :negative-preconditions :equality :conditional-effects "
         ":disjunctive-preconditions)",
-        f"  (:types {' '.join(kinds)} - object)",
-        f"  (:constants {' '.join(f'{_name(c)} - {known.get(c, kinds[0])}' for c in constants)})" if constants else "",
+        f"  (:types {_types(kinds, groups)})",
+        f"  (:constants {typed_constants})" if constants else "",
         f"  (:predicates {predicates})",
-        *(_action(skill) for skill in skills),
+        *(_action(skill, groups) for skill in skills),
         ")",
     ]
-    things = " ".join(f"{_name(t.name)} - {t.kind}" for t in scene.things if t.name not in constants)
+    things = " ".join(f"{_name(t.name)} - {_kind(t.kind)}" for t in scene.things if t.name not in constants)
     facts = " ".join(_atom(fact) for fact in sorted(scene.facts))
     wanted = [f"(and {' '.join(_atom(p) for p in goal)})" for goal in goals]
     goal = wanted[0] if len(wanted) == 1 else f"(or {' '.join(wanted)})"
@@ -59,9 +61,9 @@ def _literals_of(skill: SkillSpec) -> Iterator[Literal]:
         yield from effect.when
 
 
-def _action(skill: SkillSpec) -> str:
+def _action(skill: SkillSpec, groups: Sequence[tuple[str, ...]]) -> str:
     names = [f"?{param.name}" for param in skill.params]
-    typed = " ".join(f"{n} - {_either(param.kinds)}" for n, param in zip(names, skill.params))
+    typed = " ".join(f"{n} - {_type(param.kinds, groups)}" for n, param in zip(names, skill.params))
     differ = [f"(not (= {a} {b}))" for k, a in enumerate(names) for b in names[k + 1 :]]
     conditions = " ".join([*differ, *(_atom(p) for p in skill.pre)])
     effects = []
@@ -74,13 +76,35 @@ def _action(skill: SkillSpec) -> str:
             made = f"(forall ({' '.join(f'{v} - object' for v in free)}) {made})"
         effects.append(made)
     return (
-        f"  (:action {skill.name}\n    :parameters ({typed})\n    :precondition (and {conditions})\n"
+        f"  (:action do_{skill.name}\n    :parameters ({typed})\n    :precondition (and {conditions})\n"
         f"    :effect (and {' '.join(effects)}))"
     )
 
 
-def _either(kinds: Sequence[str]) -> str:
-    return kinds[0] if len(kinds) == 1 else f"(either {' '.join(kinds)})"
+def _groups(skills: Sequence[SkillSpec]) -> list[tuple[str, ...]]:
+    """Kinds that a parameter takes together, as types above them; few planners read PDDL's ``either``."""
+    found: list[tuple[str, ...]] = []
+    for kinds in dict.fromkeys(param.kinds for skill in skills for param in skill.params):
+        if len(kinds) > 1 and not any(set(kinds) & set(other) for other in found):
+            found.append(kinds)
+    return found
+
+
+def _types(kinds: Sequence[str], groups: Sequence[tuple[str, ...]]) -> str:
+    alone = [_kind(kind) for kind in kinds if not any(kind in group for group in groups)]
+    parts = [f"{' '.join(map(_kind, group))} - {'_or_'.join(group)}" for group in groups]
+    return " ".join([*parts, *(["_or_".join(group) for group in groups]), *alone, "- object"])
+
+
+def _type(kinds: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> str:
+    if len(kinds) == 1:
+        return _kind(kinds[0])
+    return "_or_".join(kinds) if kinds in groups else f"(either {' '.join(map(_kind, kinds))})"
+
+
+def _kind(kind: str) -> str:
+    """The name of a type, which may not be that of a thing."""
+    return f"{kind}-kind"
 
 
 def _atom(literal: Literal) -> str:

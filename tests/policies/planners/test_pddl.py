@@ -63,6 +63,11 @@ def plan_length(domain, problem, deepest):
                 names.append(word)
         return found
 
+    above = dict(typed(section(domain, ":types")))
+
+    def is_a(kind, kinds):
+        return "object" in kinds or kind in kinds or (kind in above and is_a(above[kind][0], kinds))
+
     things = typed(section(problem, ":objects")) + typed(section(domain, ":constants"))
     start = frozenset(tuple(atom) for atom in section(problem, ":init"))
     (goal,) = section(problem, ":goal")
@@ -98,7 +103,7 @@ def plan_length(domain, problem, deepest):
             return
         (name, kinds), rest = params[0], params[1:]
         for thing, kind in things:
-            if "object" in kinds or kind[0] in kinds:
+            if is_a(kind[0], kinds):
                 for other in assignments(rest):
                     yield {name: thing, **other}
 
