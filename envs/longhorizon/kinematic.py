@@ -132,10 +132,14 @@ class KinematicTable(SymbolicTable):
             x, y, yaw = (float(rng.uniform(*limits)) for limits in ((0.32, 0.40), (0.21, 0.24), (-0.1, 0.1)))
             cabinet = Item(name="drawer", kind="drawer", rgb=WOOD, x=x, y=y, size=1.0, yaw=yaw)
         wanted = [_sized(make_item(t.color, t.kind)) for t in things if t.kind != "drawer"]
+        crowded = 0
         for attempt in range(400):
             try:
-                placed = place_apart(rng, wanted, gap=max(0.004, 0.02 - 0.0001 * attempt))
+                placed = place_apart(rng, wanted, gap=max(0.004, 0.02 - 0.004 * crowded - 0.0001 * attempt))
             except ConfigError:
+                crowded += 1
+                if crowded > 4:
+                    break
                 continue
             if cabinet is None:
                 return placed
