@@ -47,7 +47,7 @@ def load(name: str, device: str, dtype: str) -> tuple[Any, Any, Any]:
             kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
             model = kind.from_pretrained(source, trust_remote_code=False, **kwargs)
-            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False) if sees else None
+            processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False) if sees else None
             tokenizer = processor.tokenizer if sees else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         raise NotFoundError(f"{cannot_load('a language model', name, error)}\n{_TYPE}") from error
