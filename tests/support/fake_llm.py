@@ -126,7 +126,8 @@ class FakeServer(ThreadingHTTPServer):
     Faults: ``strict`` (unknown fields are refused, else ignored), ``generated only`` (llama.cpp's log-probabilities),
     ``no echo``, ``constant`` (the same log-probability for all), ``no letters``, ``no chat``, ``no constraint``,
     ``mumbles`` (no letter among the answers), ``html``, ``truncated``, ``fields`` (parts of answers are missing),
-    ``slow``, ``drip``, ``repeats the key``. `busy` is how many questions are answered with 429 first.
+    ``slow``, ``drip``, ``repeats the key``. `busy` is how many questions are answered with 429
+    first; the one of number `busy_at` is, too.
     """
 
     daemon_threads = True
@@ -134,7 +135,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self, kind="vllm", faults=(), busy=0, key=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.kind, self.faults, self.busy, self.key = kind, set(faults), busy, key
-        self.asked, self.lock = [], threading.Lock()
+        self.asked, self.busy_at, self.lock = [], None, threading.Lock()
 
     @property
     def address(self):
@@ -205,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked.append(self.path)
-            busy, server.busy = server.busy > 0, max(0, server.busy - 1)
+            busy, server.busy = server.busy > 0 or len(server.asked) - 1 == server.busy_at, max(0, server.busy - 1)
         if busy:
             return self.send(429, b'{"error": "busy"}', {"Retry-After": "0"})
         if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
@@ -215,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         if "html" in server.faults:
             return self.send(200, b"<html><body>Welcome to the router</body></html>", {"Content-Type": "text/html"})
         if "slow" in server.faults:
-            time.sleep(0.6)
+            time.sleep(1.0)
         try:
             data = json.dumps(answer()).encode()
         except Refusal as error:

@@ -7,12 +7,16 @@ does not know a field often ignores it, so what a server says about itself only 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ....errors import ConfigError
 from .base import Choices
 
 Fields = dict[str, Any]
@@ -115,6 +119,16 @@ def order(owner: str, is_ollama: bool) -> list[Dialect]:
         return [OLLAMA, OPENAI]
     likely = [LLAMA_CPP] if "llama" in owner.lower() else []
     return [*likely, *(d for d in (VLLM, VLLM_BEFORE_12, LLAMA_CPP, OPENAI) if d not in likely)]
+
+
+def png(image: np.ndarray) -> str:
+    """An image (height, width, 3), uint8, as base64 of a PNG."""
+    import cv2
+
+    done, data = cv2.imencode(".png", image[..., ::-1])
+    if not done:
+        raise ConfigError(f"expected an image that can be written as PNG, got shape {image.shape}")
+    return base64.b64encode(data.tobytes()).decode()
 
 
 def _escaped(text: str) -> str:

@@ -25,6 +25,10 @@ class Refused(ServerError):
     """A server that understood and said no (a status of 400 to 499): asking in another way may help."""
 
 
+class Unanswered(ServerError):
+    """No server, none in time, one too busy, or no budget: nothing is known of what it can do."""
+
+
 class Endpoint:
     """A server that is asked for JSON.
 
@@ -84,7 +88,8 @@ class Endpoint:
 
         Raises:
             Refused: The server does not take the question.
-            ServerError: No server, none in time, one that fails or answers something else, or the budget is spent.
+            Unanswered: No server, none in time, or the budget is spent.
+            ServerError: It fails, or answers something else than a JSON object.
         """
         if self._cache is None or not remember:
             return self._ask("POST", path, body)
@@ -107,7 +112,7 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             with self._lock:
                 if self.calls >= self.max_calls:
-                    raise ServerError(f"{self.address}: the budget of {self.max_calls} calls is spent: raise max_calls")
+                    raise Unanswered(f"{self.address}: the budget of {self.max_calls} calls is spent: raise max_calls")
                 self.calls += 1
             status, wait = 0, 0.0
             try:
@@ -122,12 +127,13 @@ class Endpoint:
             if status == 200:
                 return self._parsed(path, said)
             if status and status not in _AGAIN:
-                kind = Refused if 400 <= status < 500 else ServerError
-                raise kind(self._clean(f"{self.address}{path}: {complaint}"))
+                says_no = 400 <= status < 500
+                raise (Refused if says_no else ServerError)(self._clean(f"{self.address}{path}: {complaint}"))
             if attempt < self.retries:
                 time.sleep(max(self.backoff_s * 2**attempt, min(wait, self.timeout_s)))
         tries = f" ({self.retries + 1} tries)" if self.retries else ""
-        raise ServerError(self._clean(f"{self.address}{path}: {complaint}{tries}"))
+        kind = ServerError if status == 500 else Unanswered  # what some servers say where they cannot do a thing
+        raise kind(self._clean(f"{self.address}{path}: {complaint}{tries}"))
 
     def _once(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, float, bytes]:
         """Status, seconds to wait before asking again, and what was said."""

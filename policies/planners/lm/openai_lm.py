@@ -7,7 +7,7 @@ prompt's (llama.cpp issue 27174, which makes every option equally likely), is fo
 
 from __future__ import annotations
 
-import base64
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ import numpy as np
 
 from ....errors import ConfigError, ServerError, did_you_mean
 from .base import Choices, Completion, Scored, Usage, check_images, require
-from .dialects import Dialect, allows, from_json, order
-from .endpoint import Endpoint, Refused, dig
+from .dialects import Dialect, allows, from_json, order, png
+from .endpoint import Endpoint, Refused, Unanswered, dig
 from .estimators import MAX_LETTERS, difference, from_letters, from_votes, letter_questions
 
 _PROBE = Choices(options=("zebra-7 of 9", "zebra-9 of 9"))
@@ -191,6 +191,8 @@ class OpenAICompatLM:
     def _answers_at(self, path: str) -> bool:
         try:
             return "version" in self.endpoint.get(path)
+        except Unanswered:
+            raise
         except ServerError:
             return False
 
@@ -211,6 +213,8 @@ class OpenAICompatLM:
                     "What is the capital of France?", dialect.choices(_PROBE), max_tokens=64, remember=False
                 )
                 self._kept_to(_PROBE, text, complete)
+            except Unanswered:
+                raise
             except ServerError:
                 continue
             if complete:
@@ -227,6 +231,8 @@ class OpenAICompatLM:
                 difference(self._echo(f"the sky is{word}", remember=False)[0], [])[0]
                 for word in (" blue", " carburetor")
             )
+        except Unanswered:
+            raise
         except ServerError:
             return False
         return blue > other
@@ -236,6 +242,8 @@ class OpenAICompatLM:
             top, _ = self._top_tokens(
                 "Which is a colour?\nA) blue\nB) carburetor\nAnswer with one letter.\nAnswer:", ()
             )
+        except Unanswered:
+            raise
         except ServerError:
             return False
         return len(top) >= 2
@@ -262,7 +270,7 @@ class OpenAICompatLM:
         count = dig(where, reply, int, "usage", "prompt_tokens")
         tokens = dig(where, reply, list, "choices", 0, "logprobs", "tokens")
         logprobs = dig(where, reply, list, "choices", 0, "logprobs", "token_logprobs")
-        told = [p for p in logprobs[1:count] if isinstance(p, (int, float))]
+        told = [p for p in logprobs[1:count] if isinstance(p, (int, float)) and math.isfinite(p)]
         if count < 1 or len(tokens) < count or len(told) != count - 1:
             raise ServerError(f"{where}: expected {count} log-probabilities of a prompt, got {len(logprobs)}")
         first = logprobs[0] if isinstance(logprobs[0], (int, float)) else 0.0
@@ -324,7 +332,7 @@ class OpenAICompatLM:
             return "/v1/completions", {"model": self.model, "prompt": prompt}
         content: Any = prompt
         if images:
-            seen = ({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(i)}"}} for i in images)
+            seen = ({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(i)}"}} for i in images)
             content = [*seen, {"type": "text", "text": prompt}]
         return "/v1/chat/completions", {"model": self.model, "messages": [{"role": "user", "content": content}]}
 
@@ -344,7 +352,7 @@ class OpenAICompatLM:
             told = {"temperature": temperature, "seed": seed, "num_predict": max_tokens}
             body: dict[str, Any] = {"model": self.model, "prompt": prompt, "stream": False, "options": told, **fields}
             body |= {} if self.chat else {"raw": True}
-            body |= {"images": [_png(image) for image in images]} if images else {}
+            body |= {"images": [png(image) for image in images]} if images else {}
             path = "/api/generate"
             reply, where = (
                 self.endpoint.post(path, {**body, **self.extra}, remember=remember),
@@ -388,13 +396,3 @@ def _paid(reply: dict[str, Any]) -> int:
     usage = reply.get("usage")
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
     return total if isinstance(total, int) else 0
-
-
-def _png(image: np.ndarray) -> str:
-    """An image (height, width, 3), uint8, as base64 of a PNG."""
-    import cv2
-
-    done, data = cv2.imencode(".png", image[..., ::-1])
-    if not done:
-        raise ConfigError(f"expected an image that can be written as PNG, got shape {image.shape}")
-    return base64.b64encode(data.tobytes()).decode()

@@ -64,9 +64,8 @@ class RecordingLM:
     ) -> Completion:
         """Ask the model, and note it."""
         options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        found = self.lm.generate(
-            prompt, choices=choices, json_schema=json_schema, **options, **({"images": images} if images else {})
-        )
+        seen: dict[str, Any] = {"images": images} if images else {}
+        found = self.lm.generate(prompt, choices=choices, json_schema=json_schema, **options, **seen)
         options |= {"choices": None if choices is None else asdict(choices), "json_schema": json_schema}
         self._add({**_question("generate", prompt, options, images), "answer": asdict(found)})
         return found
@@ -147,7 +146,7 @@ class ReplayLM:
             NotFoundError: Nothing was.
         """
         require(self, "generate")
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         options |= {"choices": None if choices is None else asdict(choices), "json_schema": json_schema}
         question = _question("generate", prompt, options, images)
         answer = self._answer(question)

@@ -210,23 +210,23 @@ def test_images_go_along() -> None:
         ("html", r"/v1/chat/completions: expected JSON, got '<html><body>Welcome"),
         ("truncated", r"/v1/chat/completions: expected JSON, got '\{\"object\""),
         ("fields", r"expected choices\[0\].message.content \(str\) in the answer, got \{\"object\""),
-        ("slow", r"/v1/chat/completions: no answer within 0.3 s \(2 tries\)"),
-        ("drip", r"/v1/chat/completions: no answer within 0.3 s \(2 tries\)"),
+        ("slow", r"/v1/chat/completions: no answer within 0.6 s \(2 tries\)"),
+        ("drip", r"/v1/chat/completions: no answer within 0.6 s \(2 tries\)"),
     ],
 )
 def test_a_server_that_fails(fault: str, complaint: str) -> None:
     with fake_llm("vllm") as server:
-        lm = connect(server, timeout_s=0.3)
+        lm = connect(server, timeout_s=0.6)
         server.faults.add(fault)
         begin = time.monotonic()
         with pytest.raises(ServerError, match=complaint) as caught:
             lm.generate("Now")
         assert "\n" not in str(caught.value)
-        assert time.monotonic() - begin < 3.0
+        assert time.monotonic() - begin < 5.0
         if fault == "fields":  # the list of models has all of them
             return
         with pytest.raises(ServerError, match="/v1/models"):
-            connect(server, timeout_s=0.3, retries=0)
+            connect(server, timeout_s=0.6, retries=0)
 
 
 def test_a_busy_server_is_asked_again() -> None:
@@ -257,6 +257,18 @@ def test_the_budget() -> None:
         with pytest.raises(ServerError, match=f"the budget of {used + 2} calls is spent: raise max_calls"):
             lm.generate("c")
         assert len(server.asked) == before
+        with pytest.raises(ServerError, match="the budget of 5 calls is spent"):  # in the middle of the questions
+            connect(server, max_calls=5)
+
+
+def test_a_server_that_is_away_during_the_questions_is_not_taken_for_one_that_cannot() -> None:
+    with fake_llm("vllm") as server:
+        used = connect(server).endpoint.calls
+        for call in range(used):
+            server.asked.clear()
+            server.busy_at = call
+            with pytest.raises(ServerError, match="status 429"):
+                connect(server, retries=0)
 
 
 def test_answers_are_kept_in_a_file(tmp_path: Any) -> None:

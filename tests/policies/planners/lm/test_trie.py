@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -99,7 +101,7 @@ def test_only_ends_that_can_be_mistaken_are_refused(choices: Choices) -> None:
     if ambiguous:
         assert refused
     if refused:  # an end within any number of options is refused too
-        longer = sentences(Choices(**{**vars(choices), "repeat": 6 if choices.repeat > 1 else 1}))
+        longer = sentences(Choices(**{**vars(choices), "repeat": 5 if choices.repeat > 1 else 1}))
         assert choices.end != ""
         assert any(a != b and b.startswith(a) for a in longer for b in longer)
 
@@ -208,3 +210,14 @@ def test_an_option_and_what_follows_it_are_cut_as_one_text(tokenizer: Any) -> No
         lambda text: tokenizer.encode(text).ids, Choices(options=("pick up the top.",), end="\n"), None
     )
     assert list(everything(constraint)) == [tuple(joint)]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("trie", {"torch", "transformers", "httpx"}), ("openai_lm", {"torch", "transformers"}), ("replay", {"torch"})],
+)
+def test_what_an_import_brings_along(module: str, absent: set[str]) -> None:
+    """Planning against a server needs no torch, and constraints need nothing."""
+    code = f"import sys, brachium.policies.planners.lm.{module}; print(sorted({absent!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
