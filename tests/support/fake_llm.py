@@ -124,10 +124,10 @@ class FakeServer(ThreadingHTTPServer):
     """Options: `kind` (vllm, old_vllm, llama_cpp, ollama, openai) and `faults`.
 
     Faults: ``strict`` (unknown fields are refused, else ignored), ``generated only`` (llama.cpp's log-probabilities),
-    ``no echo``, ``constant`` (the same log-probability for all), ``no letters``, ``no chat``, ``no constraint``,
-    ``mumbles`` (no letter among the answers), ``html``, ``truncated``, ``fields`` (parts of answers are missing),
-    ``slow``, ``drip``, ``repeats the key``. `busy` is how many questions are answered with 429
-    first; the one of number `busy_at` is, too.
+    ``no echo``, ``holes`` (some are missing), ``constant`` (the same for all), ``no letters``, ``no chat``,
+    ``no constraint``, ``mumbles`` (no letter among the answers), ``html``, ``truncated``, ``fields`` (parts of answers
+    are missing), ``slow``, ``drip``, ``repeats the key``. `busy` is how many questions are answered with 429 first; the
+    one of number `busy_at` is, too.
     """
 
     daemon_threads = True
@@ -292,6 +292,7 @@ class Handler(BaseHTTPRequestHandler):
                 choice["logprobs"] = {"tokens": [" and"], "token_logprobs": [0.0]}
             else:
                 told = [None, *([-1.0] * (len(tokens) - 1))] if "constant" in server.faults else logprobs
+                told = [None if i % 2 else p for i, p in enumerate(told)] if "holes" in server.faults else told
                 choice["text"] = prompt + text
                 choice["logprobs"] = {"tokens": [*tokens, " and"], "token_logprobs": [*told, -0.5]}
         elif body.get("logprobs") and "no letters" not in server.faults and server.kind != "ollama":

@@ -41,6 +41,7 @@ def connect(server: Any, **options: Any) -> OpenAICompatLM:
         ("ollama", ("strict", "no chat"), "ollama", "votes"),
         ("openai", ("strict", "no echo"), "openai", "letters"),
         ("vllm", ("constant",), "vllm", "letters"),
+        ("vllm", ("holes",), "vllm", "letters"),
         ("vllm", ("no constraint",), None, "exact"),
         ("llama_cpp", ("no constraint", "no letters"), None, "none"),
     ],
@@ -88,7 +89,10 @@ def test_log_probabilities_of_the_generated_token_never_pass_for_the_prompts() -
         lm = connect(server)
         server.faults.add("generated only")
         with pytest.raises(ServerError, match="expected 4 log-probabilities of a prompt, got 1"):
-            lm.score("I would:" + " do", AFTER)
+            lm.score("I would: do", AFTER)
+        server.faults = {"holes"}
+        with pytest.raises(ServerError, match="expected 4 log-probabilities of a prompt, got 5"):
+            lm.score("I would: do", AFTER)
 
 
 @pytest.mark.parametrize(("kind", "chat"), [("llama_cpp", True), ("vllm", False)])
