@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
+from ....errors import ConfigError
+
 CAPABILITIES = ("score", "generate", "choice", "json_schema", "images", "chat")
 """``score``: log-probabilities of given continuations. ``generate``: free text. ``choice``: one text (or a sequence of
 texts) out of given ones and nothing else. ``json_schema``: JSON of a given schema. ``images``: pictures in prompts.
@@ -89,10 +93,11 @@ class LanguageModel(Protocol):
     capabilities: frozenset[str]
     usage: Usage
 
-    def score(self, prompt: str, continuations: Sequence[str]) -> list[Scored]:
+    def score(self, prompt: str, continuations: Sequence[str], *, images: Sequence[np.ndarray] = ()) -> list[Scored]:
         """How likely each continuation is after the prompt.
 
-        Text is put together as it is: a continuation brings its own space or line end.
+        Text is put together as it is: a continuation brings its own space or line end. `images` (height, width, 3),
+        uint8, stand before the prompt.
         """
 
     def generate(
@@ -104,5 +109,30 @@ class LanguageModel(Protocol):
         max_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        images: Sequence[np.ndarray] = (),
     ) -> Completion:
         """Go on from the prompt, until the end of `choices`, the model's own end, or `max_tokens`."""
+
+
+def require(lm: LanguageModel, capability: str, instead: str = "") -> None:
+    """Complain where a model lacks a capability.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if capability not in lm.capabilities:
+        has = ", ".join(sorted(lm.capabilities)) or "nothing"
+        raise ConfigError(
+            f"expected a language model with {capability!r}, got {lm.name} with {has}. {instead}".rstrip()
+        )
+
+
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """Complain about what is no picture.
+
+    Raises:
+        ConfigError: Anything but (height, width, 3), uint8.
+    """
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ConfigError(f"expected images (height, width, 3) of uint8, got {image.shape} of {image.dtype}")
