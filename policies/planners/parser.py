@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,9 @@ class GoalParser:
     """What an instruction comes to, as the tiny language model reads it.
 
     The likeliest reading is checked: it must be a sentence of the language of goals, speak of the things that the
-    instruction names and of no others, and not contradict itself. If it fails, other readings are drawn; the likeliest
-    that passes is taken. Words that the model does not know, and instructions of which no reading passes or is likely
-    enough, are `Unclear`, never a guess.
+    instruction names by color and kind and of no others, and not contradict itself. If it fails, other readings are
+    drawn; the likeliest that passes is taken. Words that the model does not know, and instructions of which no reading
+    passes or is likely enough, are `Unclear`, never a guess.
 
     Args:
         lm: The model.
@@ -125,11 +126,14 @@ class GoalParser:
         Raises:
             Unclear: It names what is not named, or leaves out what is.
         """
-        said = {self.synonyms.get(word, word) for word in split_words(text)}
-        named = {word for name in _names(meaning) for word in name.split()} - {"every"}
-        attributes = {word for thing in scene.things for word in thing.color.split()}
-        left_out = sorted((said & attributes) - named)
-        made_up = sorted(named - said - {"table", "thing"})
+        said = " ".join(self.synonyms.get(word, word) for word in split_words(text))
+        attributes = {thing.color for thing in scene.things if thing.color}
+        kinds = {thing.kind for thing in scene.things}
+        words = said.split()
+        pairs = {f"{a} {b}" for a, b in itertools.pairwise(words) if a in attributes and b in kinds}
+        named = set(_names(meaning))
+        left_out = sorted(pairs - named)
+        made_up = sorted(n for n in named if " " in n and not n.startswith("every ") and f" {n} " not in f" {said} ")
         if left_out or made_up:
             what = f"leaves out {', '.join(left_out)}" if left_out else f"makes up {', '.join(made_up)}"
             raise Unclear(NOT_UNDERSTOOD, f"the reading {meaning!r} {what}", (meaning,))

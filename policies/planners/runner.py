@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError
+from ...errors import ConfigError, ServerError
 from ...spec import EmbodimentSpec, Observation
 from ...symbols import Scene
 from ..base import Policy
@@ -40,6 +40,8 @@ from .goals import Past
 
 TERMINATIONS = ("two_key", "planner", "goal")
 """Who ends the work: the planner and the goal check together, either of them alone."""
+FAILED = "failed: "
+"""What the raw text of a proposal begins with where its planner failed."""
 DEFAULT_LIMIT_S = 10.0
 """Of a subgoal that states none [s]."""
 
@@ -269,7 +271,10 @@ class HierarchicalRunner:
         if accepted is None and self.fallback is not None:
             accepted = self._first(state, context, self.fallback, self._ask(self.fallback, context))
         if accepted is None:
-            self._end(state, Infeasible(kind="stuck", reason="no planner proposes what may be done"))
+            kind, reason = "stuck", "no planner proposes what may be done"
+            if proposal.raw.startswith(FAILED):
+                kind, reason = "planner", proposal.raw.removeprefix(FAILED)
+            self._end(state, Infeasible(kind=kind, reason=reason))
             return None
         return self._begin(state, context, accepted.subgoal)
 
@@ -287,9 +292,14 @@ class HierarchicalRunner:
         self._note(state, "begin", **subgoal_row(subgoal))
         return subgoal
 
-    def _ask(self, planner: Planner, context: PlanContext) -> Proposal:
+    @staticmethod
+    def _ask(planner: Planner, context: PlanContext) -> Proposal:
+        """What a planner proposes; nothing where what it asks is gone or answers nonsense."""
         begin = time.monotonic()
-        proposal = planner.propose(context)
+        try:
+            proposal = planner.propose(context)
+        except ServerError as error:
+            proposal = Proposal(candidates=(), raw=f"{FAILED}{error}")
         return replace(proposal, latency_s=time.monotonic() - begin)
 
     def _first(self, state: _Lane, context: PlanContext, planner: Planner, proposal: Proposal) -> Candidate | None:

@@ -21,7 +21,7 @@ Factory = Callable[..., Any]
 
 def wired(factory: Factory, parts: Mapping[str, Any]) -> Any:
     """Make a part, given those of `parts` that its constructor names."""
-    wanted = inspect.signature(factory).parameters
+    wanted = set(inspect.signature(factory).parameters) - set(getattr(factory, "keywords", ()))  # what YAML binds stays
     return factory(**{name: part for name, part in parts.items() if name in wanted and part is not None})
 
 

@@ -41,12 +41,13 @@ class TinyLM:
         self.model = NumpyLlama.load(self.folder)
         self.usage = Usage()
 
-    def score(self, prompt: str, continuations: Sequence[str]) -> list[Scored]:
+    def score(self, prompt: str, continuations: Sequence[str], *, images: Sequence[np.ndarray] = ()) -> list[Scored]:
         """How likely each continuation is after the prompt.
 
         Raises:
-            ConfigError: Words that it does not know.
+            ConfigError: Words that it does not know; pictures.
         """
+        _blind(images)
         begin = time.monotonic()
         logits, cache = self._read(prompt)
         first = log_softmax(logits[0, -1])
@@ -75,8 +76,10 @@ class TinyLM:
         max_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
+        images: Sequence[np.ndarray] = (),
     ) -> Completion:
         """Go on from the prompt until the end of a text, or of `choices`."""
+        _blind(images)
         if json_schema is not None:
             raise ConfigError("the tiny language model writes no JSON; type lm=transformers or lm=openai")
         begin, rng = time.monotonic(), np.random.default_rng(seed)
@@ -118,6 +121,11 @@ class TinyLM:
 
     def _constraint(self, choices: Choices) -> TokenConstraint:
         return TokenConstraint(self._encode, choices, self.tokenizer.end)
+
+
+def _blind(images: Sequence[np.ndarray]) -> None:
+    if len(images):
+        raise ConfigError("the tiny language model sees no pictures; type lm=transformers or lm=openai")
 
 
 def _draw(logprobs: np.ndarray, temperature: float, rng: np.random.Generator) -> int:

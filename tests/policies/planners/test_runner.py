@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brachium.envs.longhorizon.symbolic import WAIT, SymbolicTable
-from brachium.errors import ConfigError
+from brachium.errors import ConfigError, ServerError
 from brachium.policies.planners.base import (
     Ask,
     Candidate,
@@ -274,6 +274,26 @@ def test_who_insists_on_an_end_that_is_refused_is_not_asked_any_more():
     assert asked[-1] == "symbolic"
     last = max(k for k, name in enumerate(asked) if name == "told")
     assert set(asked[last + 1 :]) == {"symbolic"}
+
+
+def gone(context):
+    raise ServerError("no language model at 127.0.0.1:1")
+
+
+def test_a_planner_whose_server_is_gone_holds_the_robot_still_and_says_why():
+    env = world()
+    runner = loop(env, Told(gone))
+    assert go(env, runner) == []
+    assert runner.ended(0) == Infeasible(kind="planner", reason="no language model at 127.0.0.1:1")
+    assert "no language model" in events(runner, "proposal")[0]["raw"]
+
+
+def test_a_planner_whose_server_is_gone_is_stood_in_for():
+    env = world()
+    runner = loop(env, Told(gone), fallback=best(env))
+    go(env, runner)
+    assert isinstance(runner.ended(0), Done)
+    assert not env.scene.unmet(env.errand.goals[0])
 
 
 @pytest.mark.parametrize("latency", [0, 2])

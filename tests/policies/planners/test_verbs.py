@@ -4,6 +4,7 @@ import json
 
 import imageio.v2 as imageio
 import pytest
+from fake_llm import fake_llm
 
 from brachium.__main__ import main, with_names
 from brachium.policies.planners.lm.tiny import TinyLM
@@ -98,6 +99,19 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_depends_on_nothing_else(
 def test_mistakes_are_one_line(tmp_path, capsys, words, told):
     assert main(["eval", *words, f"out={tmp_path}"]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_large_models_plan_over_http_and_when_they_go_the_robot_holds_still(tmp_path, capsys):
+    words = ["planner=saycan_llm", "lm=openai", "episodes=2", "env.max_steps=3", "splits={train: 1.0}"]
+    with fake_llm("vllm") as server:
+        words += [f"lm.address={server.address}", "lm.retries=0", "lm.timeout_s=5"]
+        assert main(["eval", *words, f"out={tmp_path / 'up'}"]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "up" / "episodes.jsonl").read_text().splitlines()]
+        proposals = [e for row in rows for e in row["events"] if e["event"] == "proposal"]
+        assert all(c["terms"].keys() == {"say", "can"} for e in proposals for c in e["candidates"])
+        assert proposals
+    assert main(["eval", *words, f"out={tmp_path / 'down'}"]) == 2
+    assert "127.0.0.1" in capsys.readouterr().err
 
 
 def test_a_model_can_be_trained_stopped_and_used(tmp_path, capsys):
