@@ -130,7 +130,7 @@ def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count:
 def test_rounds_of_corrections_are_recorded_trained_on_and_reused(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     words = ["experiment=realtime", "~suite.push", "~suite.place", "corrections.rounds=1", "corrections.episodes=2"]
-    words += ["corrections.steps=5", "videos=0", "episodes=1"]
+    words += ["corrections.steps=5", "videos=0", "episodes=1", "optimization.batch_size=16"]
     first = run(out, *words)
     assert first.returncode == 0, first.stderr[-3000:]
     meta = json.loads((out / "flow-0" / "checkpoint" / "meta.json").read_text())
