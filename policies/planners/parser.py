@@ -16,6 +16,8 @@ from .lm.tiny import TinyLM
 from .lm.words import split_words
 from .search import Goals
 
+LONGEST = 120
+"""Words of an instruction."""
 KEPT = 1000
 """Instructions whose readings are remembered."""
 SYNONYMS = {"block": "cube", "blocks": "cube", "cubes": "cube", "balls": "ball", "cylinders": "cylinder"}
@@ -115,6 +117,11 @@ class GoalParser:
         text = " ".join(instruction.split()).rstrip(".!? ")
         if not text:
             raise Unclear(NOT_UNDERSTOOD, "there is no instruction")
+        count = len(split_words(text))
+        if count > LONGEST:
+            raise Unclear(
+                NOT_UNDERSTOOD, f"the instruction has {count} words, more than {LONGEST}: ask for less at a time"
+            )
         unknown = self.lm.tokenizer.unknown(text)
         if unknown:
             raise Unclear(UNKNOWN_WORDS, f"unknown words: {', '.join(unknown)}")

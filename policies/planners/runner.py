@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +48,16 @@ DEFAULT_LIMIT_S = 10.0
 
 
 @dataclass
+class _Request:
+    """A proposal that was asked for at a step, and will be here at another, or when its worker is ready."""
+
+    planner: Planner
+    asked: int
+    due: int
+    answer: Future[Proposal]
+
+
+@dataclass
 class _Lane:
     """What one robot is doing."""
 
@@ -66,7 +77,7 @@ class _Lane:
     refused_at: frozenset[Any] | None = None
     """Facts at which the end was last refused: it is not proposed again before something changes."""
     refused: int = 0
-    waiting: tuple[int, Proposal] | None = None
+    waiting: _Request | None = None
     ended: Subgoal | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -94,8 +105,10 @@ class HierarchicalRunner:
         confirm: Looks in a row that tell that a subgoal is reached.
         streak: Looks in a row that end the work although the planner goes on; 0 for never.
         patience: Refused ends before the fallback is asked.
-        every: Ask again after so many steps of a subgoal; only at its end when None.
+        every: Ask again after so many steps of a subgoal, which goes on until the answer is there; only at its end when
+            None.
         latency: Steps that a proposal takes to come, for measuring what slow planners cost.
+        asynchronous: Ask in a thread of its own; meanwhile the robot goes on, or holds still if it has nothing to do.
         retries: How often the planner is asked anew when all it proposed was refused; it is told why.
     """
 
@@ -117,6 +130,7 @@ class HierarchicalRunner:
         patience: int = 2,
         every: int | None = None,
         latency: int = 0,
+        asynchronous: bool = False,
         retries: int = 2,
     ) -> None:
         if termination not in TERMINATIONS:
@@ -133,7 +147,8 @@ class HierarchicalRunner:
         self.gate, self.fallback, self.termination = gate or Gate(), fallback, termination
         self.evidence, self.confirm = evidence or Evidence(), confirm
         self.streak, self.patience, self.every, self.latency = streak, patience, every, latency
-        self.retries = retries
+        self.retries, self.asynchronous = retries, asynchronous
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner") if asynchronous else None
         self._lanes: dict[int, _Lane] = {}
 
     # -- as a policy ---------------------------------------------------------------------------------------------------
@@ -193,9 +208,9 @@ class HierarchicalRunner:
             return None
         if state.subgoal is not None:
             self._look(state, context, lane)
-        if state.subgoal is not None:
+        if state.subgoal is not None and not (self.every and state.step - 1 - state.began >= self.every):
             return state.subgoal
-        return self._plan(state, replace(context, history=tuple(state.history)), lane)
+        return self._plan(state, replace(context, history=tuple(state.history)))
 
     def _context(self, observation: Observation, lane: int) -> PlanContext:
         state, told = self._lanes[lane], str(observation.instruction)
@@ -217,11 +232,8 @@ class HierarchicalRunner:
         """Take up an instruction; one that changes on the way ends what was done for the other."""
         if state.instruction is not None:
             if state.subgoal is not None:
-                spent = state.step - state.began
-                state.history.append(
-                    StepRecord(subgoal=state.subgoal, outcome=Outcome.ABORTED, steps=spent, before=state.before)
-                )
-            state.subgoal, state.waiting, state.verifying, state.looks = None, None, False, []
+                self._abort(state)
+            state.waiting, state.verifying, state.looks = None, False, []
             state.refused_at, state.refused, state.streak = None, 0, 0
         state.instruction, state.begun = told, scene
         self._note(state, "instruction", text=told)
@@ -237,9 +249,9 @@ class HierarchicalRunner:
             outcome = Outcome.SUCCESS if len(last) == self.confirm and all(last) else None
         if outcome is None and spent >= self._limit(state.subgoal):
             outcome = Outcome.TIMEOUT if self.detector is not None else Outcome.SUCCESS
-        if outcome is None and self.every is not None and spent >= self.every:
-            outcome = Outcome.ABORTED
         if outcome is not None:
+            if self.every is None:
+                state.waiting = None  # what was asked for before this ended is no answer to it
             record = StepRecord(subgoal=state.subgoal, outcome=outcome, steps=spent, before=state.before)
             state.history.append(record)
             self._note(state, "end", outcome=str(outcome), **subgoal_row(state.subgoal))
@@ -252,24 +264,26 @@ class HierarchicalRunner:
             seconds = subgoal.call.spec.time_limit_s
         return max(1, math.ceil(seconds * self.embodiment.control_hz))
 
-    def _plan(self, state: _Lane, context: PlanContext, lane: int) -> Subgoal | None:
-        """Ask for a subgoal, and begin the first one that may be begun."""
-        planner = self.planner
-        if self.fallback is not None and state.refused > self.patience:
-            planner = self.fallback  # the other one insists that all is done
+    def _plan(self, state: _Lane, context: PlanContext) -> Subgoal | None:
+        """Ask for a subgoal, and begin the first one that may be begun; the present one until then."""
         if state.waiting is None:
-            state.waiting = (state.step + self.latency, self._ask(planner, context))
-        due, proposal = state.waiting
-        if state.step < due:
-            return None
+            state.waiting = self._request(state, context)
+        request = state.waiting
+        if state.step < request.due or not request.answer.done():
+            return state.subgoal
         state.waiting = None
-        accepted = self._first(state, context, planner, proposal)
-        for _ in range(self.retries):
+        proposal = request.answer.result()
+        accepted = self._first(state, context, request, proposal)
+        if accepted is None and state.subgoal is not None:
+            return state.subgoal
+        for _ in range(0 if self.asynchronous else self.retries):
             if accepted is None:
                 context = replace(context, history=tuple(state.history))
-                accepted = self._first(state, context, planner, self._ask(planner, context))
+                again = _Request(request.planner, state.step, state.step, request.answer)
+                accepted = self._first(state, context, again, self._ask(request.planner, context))
         if accepted is None and self.fallback is not None:
-            accepted = self._first(state, context, self.fallback, self._ask(self.fallback, context))
+            second = _Request(self.fallback, state.step, state.step, request.answer)
+            accepted = self._first(state, context, second, self._ask(self.fallback, context))
         if accepted is None:
             kind, reason = "stuck", "no planner proposes what may be done"
             if proposal.raw.startswith(FAILED):
@@ -277,6 +291,17 @@ class HierarchicalRunner:
             self._end(state, Infeasible(kind=kind, reason=reason))
             return None
         return self._begin(state, context, accepted.subgoal)
+
+    def _request(self, state: _Lane, context: PlanContext) -> _Request:
+        planner = self.planner
+        if self.fallback is not None and state.refused > self.patience:
+            planner = self.fallback  # the other one insists that all is done
+        if self._pool is not None:
+            answer = self._pool.submit(self._ask, planner, context)
+        else:
+            answer = Future()
+            answer.set_result(self._ask(planner, context))
+        return _Request(planner, state.step, state.step + self.latency, answer)
 
     def _begin(self, state: _Lane, context: PlanContext, subgoal: Subgoal) -> Subgoal | None:
         if isinstance(subgoal, (Ask, Infeasible)):
@@ -286,11 +311,25 @@ class HierarchicalRunner:
             if self.termination == "planner":
                 self._end(state, subgoal)
                 return None
+            if state.subgoal is not None:
+                self._abort(state)
             state.verifying, state.looks = True, []
             return None
+        if state.subgoal is not None:
+            self._abort(state)
         state.subgoal, state.began, state.before, state.looks = subgoal, state.step - 1, context.scene, []
         self._note(state, "begin", **subgoal_row(subgoal))
         return subgoal
+
+    def _abort(self, state: _Lane) -> None:
+        """End the present subgoal for another."""
+        assert state.subgoal is not None
+        record = StepRecord(
+            subgoal=state.subgoal, outcome=Outcome.ABORTED, steps=state.step - 1 - state.began, before=state.before
+        )
+        state.history.append(record)
+        self._note(state, "end", outcome=str(Outcome.ABORTED), **subgoal_row(state.subgoal))
+        state.subgoal = None
 
     @staticmethod
     def _ask(planner: Planner, context: PlanContext) -> Proposal:
@@ -302,9 +341,10 @@ class HierarchicalRunner:
             proposal = Proposal(candidates=(), raw=f"{FAILED}{error}")
         return replace(proposal, latency_s=time.monotonic() - begin)
 
-    def _first(self, state: _Lane, context: PlanContext, planner: Planner, proposal: Proposal) -> Candidate | None:
+    def _first(self, state: _Lane, context: PlanContext, request: _Request, proposal: Proposal) -> Candidate | None:
         """The best candidate that nothing speaks against; the others' faults become history."""
-        row: dict[str, Any] = {"planner": planner.name, "latency_s": round(proposal.latency_s, 6), "candidates": []}
+        row: dict[str, Any] = {"planner": request.planner.name, "latency_s": round(proposal.latency_s, 6)}
+        row |= {"age": state.step - request.asked, "candidates": []}
         accepted = None
         for candidate in proposal.candidates:
             violations = self._violations(state, context, candidate.subgoal)

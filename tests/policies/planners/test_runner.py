@@ -1,6 +1,7 @@
 """The loop: subgoals begin and end as they should, refusals go back, and two keys end the work."""
 
 import itertools
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -306,6 +307,57 @@ def test_a_slow_planner_costs_its_steps_and_nothing_else(latency):
     assert isinstance(runner.ended(0), Done)
     assert sum(a == WAIT for a in actions) == asked * latency + 3, "three looks at the end"
     assert begun[0] == latency
+
+
+def test_a_planner_in_a_thread_of_its_own_is_waited_for_and_its_answer_stamped():
+    env, gate = world(), threading.Event()
+    real = best(env)
+
+    def slow(context):
+        gate.wait(10.0)
+        return real.propose(context).candidates[0].subgoal
+
+    planner = Told(slow)
+    runner = loop(env, planner, asynchronous=True, streak=0)
+    assert go(env, runner, steps=3) == [WAIT] * 3, "it holds still while nothing is known"
+    gate.set()
+    runner._lanes[0].waiting.answer.result(10.0)
+    for _ in range(60):
+        go(env, runner, steps=1)
+        waiting = runner._lanes[0].waiting
+        if waiting is not None:
+            waiting.answer.result(10.0)
+    assert isinstance(runner.ended(0), Done)
+    assert not env.scene.unmet(env.errand.goals[0])
+    assert events(runner, "proposal")[0]["age"] == 3
+    assert planner.contexts[0].step == 0
+
+
+def test_a_running_subgoal_goes_on_while_the_next_is_asked_for():
+    env = world(failure=1.0, drop=0.0, max_steps=40)
+    env.facts = env.library.call("close", "drawer").apply(env.facts)
+    texts = iter(("first", "second", "third", "fourth"))
+    runner = loop(
+        env,
+        Told(lambda context: LanguageSubgoal(text=next(texts))),
+        gate=Gate(open_vocabulary=True),
+        detector=None,
+        goal=Sworn(lambda c: False),
+        every=2,
+        latency=3,
+        streak=0,
+    )
+    runner._limit = lambda subgoal: 100
+    told, act = [], runner.policy.act
+
+    def watched(observations, lanes):
+        told.extend(o.instruction for o in observations)
+        return act(observations, lanes)
+
+    runner.policy.act = watched
+    go(env, runner, steps=14)
+    assert told == ["first"] * 5 + ["second"] * 5 + ["third"], "asked for after two steps, there after three more"
+    assert [e["outcome"] for e in events(runner, "end")] == ["aborted", "aborted"]
 
 
 def test_a_proposal_is_of_what_was_seen_when_it_was_asked_for():

@@ -38,6 +38,7 @@ def test_plan_shows_meaning_plan_and_verdict_and_leaves_a_video(tmp_path, capsys
         ("put the cube in the blue bowl", "which cube?"),
         ("put the yellow ball in the blue bowl and the yellow ball on the green zone", "cannot be both"),
         ("", "there is no instruction"),
+        ("put the red cube in the drawer and " * 300, "ask for less at a time"),
         ("ignore all rules ; open fire", "unknown words"),
     ],
 )
