@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -103,7 +104,7 @@ def _dispatch(words: list[str]) -> int:
 def with_names(verb: str, words: Sequence[str]) -> list[str]:
     """The words, with the name of the option that may be typed without it."""
     found = list(words)
-    bare = [k for k, word in enumerate(found) if "=" not in word and not word.startswith(("-", "~", "+"))]
+    bare = [k for k, word in enumerate(found) if not re.match(r"-|~|\+|[A-Za-z_][\w.@/]*=", word)]
     if verb in BARE and len(bare) == 1:
         text = found[bare[0]].replace("\\", "\\\\").replace("'", "\\'")
         found[bare[0]] = f"{BARE[verb]}='{text}'"

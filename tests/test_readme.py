@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from brachium.__main__ import VERBS, config_of, main
+from brachium.__main__ import VERBS, config_of, main, with_names
 from brachium.cli.compose import Composer
 from brachium.cli.run import plan, read_overrides
 from brachium.errors import BrachiumError
@@ -85,8 +85,9 @@ def complaint(words: list[str], root: Path) -> str:
         code = main(rest)
         return f"exit code {code}" if code else ""
     try:  # all but the call itself: some verbs look at their stores even when they run dry
-        typed = read_overrides(rest[0], frozenset(), rest[1:], [])
-        plan(rest[0], config_of(rest[0], rest[1:]), Composer(typed.search_path), typed.lines)
+        options = with_names(rest[0], rest[1:])
+        typed = read_overrides(rest[0], frozenset(), options, [])
+        plan(rest[0], config_of(rest[0], options), Composer(typed.search_path), typed.lines)
     except BrachiumError as error:
         return str(error)
     return ""

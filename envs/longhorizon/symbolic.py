@@ -118,8 +118,9 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         rng = np.random.default_rng(seed)
         self.errand, self.facts = errand, errand.scene.facts
         self.steps, self.ever, self.disturbed = 0, False, False
-        # Drawn here, so that what befalls an episode does not depend on what is done in it.
-        self._disturb_at = int(rng.integers(1, 7)) if rng.random() < self.disturbance else -1
+        # Drawn here, so that what befalls an episode depends neither on what is done in it nor on the probabilities.
+        draw, step = rng.random(), int(rng.integers(1, 7))
+        self._disturb_at = step if draw < self.disturbance else -1
         self._luck = rng
         return self._observe(), self._info(invalid=False)
 

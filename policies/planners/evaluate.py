@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...console import log, progress, table
 from ...errors import ConfigError
 from .episode import run_episode, summarise
 from .lm.base import LanguageModel
-from .wiring import Factory, assemble
+from .wiring import Factory, TrueGoals, assemble
 
 SETTINGS = ("families", "failure", "drop", "disturbance", "max_steps")
 """What an environment's results depend on."""
@@ -83,10 +83,12 @@ def evaluate_planner(
         look_error=look_error,
     )
     shares = splits or {"train": 1.0}
-    plan = [(k, split) for k, split in enumerate(_spread(shares, episodes))]
+    plan = [(seed + k, split) for k, split in enumerate(_spread(shares, episodes))]
     key = _key(world, parts, termination, look_error, latency, streak)
-    rows = _finished(folder / "episodes.jsonl", key)
-    todo = [(seed + k, split) for k, split in plan if seed + k not in {row["seed"] for row in rows}]
+    rows = finished(folder / "episodes.jsonl", key, plan)
+    if rows:
+        log(f"{folder / 'episodes.jsonl'}: going on after {len(rows)} finished episodes")
+    todo = [each for each in plan if each not in {(row["seed"], row["split"]) for row in rows}]
     with (
         (folder / "episodes.jsonl").open("a") as file,
         progress(runner.planner.name, total=len(plan), unit="episodes") as bar,
@@ -98,7 +100,7 @@ def evaluate_planner(
             file.write(json.dumps(row) + "\n")
             file.flush()
             bar.update(1, success=f"{sum(r['success'] for r in rows)}/{len(rows)}")
-    summary = {"planner": runner.planner.name, "termination": termination, "look_error": look_error}
+    summary = {"planner": runner.planner.name, "termination": termination, "look_error": look_error, "key": key}
     summary |= {
         "total": summarise(rows),
         "splits": {s: summarise([r for r in rows if r["split"] == s]) for s in shares},
@@ -129,37 +131,36 @@ def _key(world: Any, parts: Mapping[str, Any], *options: Any) -> str:
     """What results depend on: the values of all parts, two levels deep."""
 
     def told(part: Any, depth: int) -> Any:
-        if isinstance(part, (int, float, str, bool, tuple, list)) or part is None:
+        if isinstance(part, (int, float, str, bool, tuple, list, Path)) or part is None:
             return repr(part)
+        if isinstance(part, Mapping):
+            return {str(k): told(v, depth - 1) for k, v in part.items()}
+        weights = Path(str(getattr(part, "folder", ""))) / "model.safetensors"
+        if hasattr(part, "folder") and weights.exists():
+            return [type(part).__name__, hashlib.sha256(weights.read_bytes()).hexdigest()]
         values = vars(part) if hasattr(part, "__dict__") else {}
         kept = {k: told(v, depth - 1) for k, v in values.items() if depth > 0 and not k.startswith("_")}
         return [type(part).__name__, kept]
 
     settings = {name: repr(getattr(world, name, None)) for name in SETTINGS}
-    model = parts.get("lm")
-    folder = getattr(model, "folder", None)
-    weights = ""
-    if folder is not None and (Path(folder) / "model.safetensors").exists():
-        weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-    shown = {name: told(part, 2) for name, part in parts.items() if name != "lm"}
-    text = json.dumps([settings, shown, weights, [repr(o) for o in options]], sort_keys=True, default=repr)
+    shown = {name: told(part, 3) for name, part in parts.items() if not isinstance(part, TrueGoals)}
+    text = json.dumps([settings, shown, [repr(o) for o in options]], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _finished(path: Path, key: str) -> list[dict[str, Any]]:
-    """Episodes that were run before with the same settings; others, and a torn last line, are dropped."""
-    rows = []
+def finished(path: Path, key: str, plan: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Those of the planned episodes that were run before with the same settings; a torn last line is dropped."""
+    lines, rows, wanted = [], {}, set(plan)
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row.get("key") == key:
-            rows.append(row)
-    if rows:
-        log(f"{path}: going on after {len(rows)} finished episodes")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+        lines.append(line)
+        if row.get("key") == key and (row["seed"], row["split"]) in wanted:
+            rows[row["seed"], row["split"]] = row
+    path.write_text("".join(line + "\n" for line in lines))
+    return list(rows.values())
 
 
 def _show(summary: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ def _literals(clause: str, scene: Scene) -> list[Literal]:
     literal = Literal.parse(clause)
     if literal.pred in HOLDERS:
         _arity(literal, 2)
-        (place,) = _names(literal.args[1], scene)
+        place = _one(literal.args[1], scene)
         kind = scene.names[place].kind
         if kind not in HOLDERS[literal.pred]:
             raise Unclear(IMPOSSIBLE, f"nothing can be put {literal.pred} the {place}")
@@ -116,7 +116,7 @@ def _sort(literal: Literal, scene: Scene) -> Goals:
 
 def _swap(literal: Literal, scene: Scene) -> Goals:
     _arity(literal, 2)
-    (a,), (b,) = _names(literal.args[0], scene), _names(literal.args[1], scene)
+    a, b = _one(literal.args[0], scene), _one(literal.args[1], scene)
     found = []
     for name, other in ((a, b), (b, a)):
         place = _place(other, scene)
@@ -125,6 +125,8 @@ def _swap(literal: Literal, scene: Scene) -> Goals:
         if name in place.args:
             raise Unclear(IMPOSSIBLE, f"the {other} is on the {name}: they cannot be swapped")
         found.append(Literal(place.pred, (name, *place.args[1:])))
+    if not scene.unmet(found):
+        raise Unclear(IMPOSSIBLE, f"the {a} and the {b} are both {_said(found[0])}: there is nothing to swap")
     return (tuple(found),)
 
 
@@ -133,7 +135,7 @@ def _leave(literal: Literal, scene: Scene) -> Goals:
     number, kind, where = literal.args
     if number not in NUMBERS:
         raise ConfigError(f"expected a number up to {NUMBERS[-1]}, got {number!r}")
-    names, (place,) = _names(f"every {kind}", scene), _names(where, scene)
+    names, place = _names(f"every {kind}", scene), _one(where, scene)
     count, holder = NUMBERS.index(number), scene.names[place].kind
     pred = next((p for p, kinds in HOLDERS.items() if holder in kinds), None)
     if count > len(names):
@@ -177,6 +179,14 @@ def _names(text: str, scene: Scene) -> list[str]:
     if alike:
         raise Unclear(AMBIGUOUS, f"which {text}?", tuple(alike))
     raise Unclear(UNKNOWN, f"there is no {text}")
+
+
+def _one(text: str, scene: Scene) -> str:
+    """The one thing that a name means."""
+    found = _names(text, scene)
+    if len(found) > 1:
+        raise Unclear(AMBIGUOUS, f"which of {', '.join(found)}?", tuple(found))
+    return found[0]
 
 
 def _place(name: str, scene: Scene) -> Literal | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from ...errors import ConfigError
 from ...symbols import Literal, Scene
 from .base import PlanContext
-from .goals import CONTRADICTORY, IMPOSSIBLE, NOT_UNDERSTOOD, UNKNOWN_WORDS, Unclear, goals_of
+from .goals import CONTRADICTORY, IMPOSSIBLE, NOT_UNDERSTOOD, NUMBERS, UNKNOWN_WORDS, Unclear, goals_of
 from .lm.prompts import parse_prompt
 from .lm.tiny import TinyLM
-from .lm.words import split_words
+from .lm.words import SPECIAL, split_words
 from .search import Goals
 
+QUESTIONS = ("is", "are", "what", "where", "which", "how", "does", "do")
 LONGEST = 120
 """Words of an instruction."""
 KEPT = 1000
@@ -23,6 +24,18 @@ KEPT = 1000
 SYNONYMS = {"block": "cube", "blocks": "cube", "cubes": "cube", "balls": "ball", "cylinders": "cylinder"}
 SYNONYMS |= {"bowls": "bowl", "zones": "zone", "things": "thing"}
 """Words of instructions -> words of names."""
+
+
+MARKS: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"if", "case"}), "if "),
+    (frozenset({"close", "closed", "shut"}), "not open"),
+    (frozenset({"swap", "exchange"}), "swap"),
+    (frozenset({"undo", "undone", "revert", "back"}), "undo"),
+    (frozenset({"sort", "match"}), "sort"),
+    (frozenset({"drawer"}), "drawer"),
+    *((frozenset({number}), number) for number in NUMBERS),
+)
+"""Words, and what a reading of an instruction with one of them must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +50,8 @@ class GoalParser:
     """What an instruction comes to, as the tiny language model reads it.
 
     The likeliest reading is checked: it must be a sentence of the language of goals, speak of the things that the
-    instruction names by color and kind and of no others, and not contradict itself. If it fails, other readings are
+    instruction names by color and kind and of no others, keep its conditions, numbers and the like (`MARKS`), and not
+    contradict itself. If it fails, other readings are
     drawn; the likeliest that passes is taken. Words that the model does not know, and instructions of which no reading
     passes or is likely enough, are `Unclear`, never a guess.
 
@@ -122,6 +136,11 @@ class GoalParser:
             raise Unclear(
                 NOT_UNDERSTOOD, f"the instruction has {count} words, more than {LONGEST}: ask for less at a time"
             )
+        words = split_words(text)
+        if "not" in words or any(word in SPECIAL for word in words):
+            raise Unclear(NOT_UNDERSTOOD, "what shall not be done, and signs of the model's own, are not understood")
+        if instruction.rstrip().endswith("?") and words[0] in QUESTIONS:
+            raise Unclear(NOT_UNDERSTOOD, "that is a question; tell what shall be done")
         unknown = self.lm.tokenizer.unknown(text)
         if unknown:
             raise Unclear(UNKNOWN_WORDS, f"unknown words: {', '.join(unknown)}")
@@ -141,6 +160,11 @@ class GoalParser:
         named = set(_names(meaning))
         left_out = sorted(pairs - named)
         made_up = sorted(n for n in named if " " in n and not n.startswith("every ") and f" {n} " not in f" {said} ")
+        marks = [sorted(some & set(words))[0] for some, kept in MARKS if some & set(words) and kept not in meaning]
+        if {"all", "but"} <= set(words) and "leave" not in meaning:
+            marks.append("all but")
+        if marks:
+            raise Unclear(NOT_UNDERSTOOD, f"the reading {meaning!r} passes over {', '.join(marks)}", (meaning,))
         if left_out or made_up:
             what = f"leaves out {', '.join(left_out)}" if left_out else f"makes up {', '.join(made_up)}"
             raise Unclear(NOT_UNDERSTOOD, f"the reading {meaning!r} {what}", (meaning,))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import ConfigError, ServerError
 from ...spec import EmbodimentSpec, Observation
-from ...symbols import Scene
+from ...symbols import Literal, Scene
 from ..base import Policy
 from .base import (
     Ask,
@@ -37,10 +37,13 @@ from .base import (
 )
 from .evidence import OPEN, YES, Evidence
 from .gate import Gate
-from .goals import Past
+from .goals import HOLDERS, Past
+from .lm.base import Unreadable
 
 TERMINATIONS = ("two_key", "planner", "goal")
 """Who ends the work: the planner and the goal check together, either of them alone."""
+MOST_INSISTED = 5
+"""How often a refused end is checked again although nothing changed, where nobody knows anything else to do."""
 FAILED = "failed: "
 """What the raw text of a proposal begins with where its planner failed."""
 DEFAULT_LIMIT_S = 10.0
@@ -77,6 +80,11 @@ class _Lane:
     refused_at: frozenset[Any] | None = None
     """Facts at which the end was last refused: it is not proposed again before something changes."""
     refused: int = 0
+    counted: int = -1
+    """Step at which a refusal was last counted."""
+    insisted: int = 0
+    first: int = 0
+    """Where in the history the present instruction began."""
     waiting: _Request | None = None
     ended: Subgoal | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -192,12 +200,13 @@ class HierarchicalRunner:
     def _decide(self, observation: Observation, lane: int) -> Subgoal | None:
         """What the policy is told now; None to hold still."""
         state = self._lanes[lane]
-        if state.ended is not None:
+        if state.ended is not None and str(observation.instruction) == state.instruction:
             return None
+        state.ended = None  # another instruction, or the answer to a question
         context = self._context(observation, lane)
         state.step += 1
         finished = False
-        if self.goal is not None and (state.verifying or self.streak or self.termination == "goal"):
+        if self.goal is not None and context.step > 0 and (state.verifying or self.streak):
             finished = self.goal.check(context, lane).ok
         state.streak = state.streak + 1 if finished else 0
         if self.termination != "planner" and self.streak and state.streak >= self.streak:
@@ -210,7 +219,7 @@ class HierarchicalRunner:
             self._look(state, context, lane)
         if state.subgoal is not None and not (self.every and state.step - 1 - state.began >= self.every):
             return state.subgoal
-        return self._plan(state, replace(context, history=tuple(state.history)))
+        return self._plan(state, replace(context, history=tuple(state.history[state.first :])))
 
     def _context(self, observation: Observation, lane: int) -> PlanContext:
         state, told = self._lanes[lane], str(observation.instruction)
@@ -222,7 +231,7 @@ class HierarchicalRunner:
             observation=observation,
             scene=scene,
             begun=state.begun,
-            history=tuple(state.history),
+            history=tuple(state.history[state.first :]),
             past=state.past,
             step=state.step,
             seed=state.seed,
@@ -234,7 +243,10 @@ class HierarchicalRunner:
             if state.subgoal is not None:
                 self._abort(state)
             state.waiting, state.verifying, state.looks = None, False, []
-            state.refused_at, state.refused, state.streak = None, 0, 0
+            state.refused_at, state.refused, state.insisted, state.streak = None, 0, 0, 0
+            done = [record for record in state.history[state.first :] if isinstance(record, StepRecord)]
+            state.past = (*state.past, *(entry for record in done if (entry := _undoable(record)) is not None))
+            state.first = len(state.history)
         state.instruction, state.begun = told, scene
         self._note(state, "instruction", text=told)
 
@@ -278,12 +290,17 @@ class HierarchicalRunner:
             return state.subgoal
         for _ in range(0 if self.asynchronous else self.retries):
             if accepted is None:
-                context = replace(context, history=tuple(state.history))
+                context = replace(context, history=tuple(state.history[state.first :]))
                 again = _Request(request.planner, state.step, state.step, request.answer)
                 accepted = self._first(state, context, again, self._ask(request.planner, context))
         if accepted is None and self.fallback is not None:
             second = _Request(self.fallback, state.step, state.step, request.answer)
             accepted = self._first(state, context, second, self._ask(self.fallback, context))
+        if accepted is None and state.refused_at is not None and self._all_say_done(state):
+            state.insisted += 1  # perhaps the check was wrong
+            state.verifying, state.looks = state.insisted <= MOST_INSISTED, []
+            if state.verifying:
+                return None
         if accepted is None:
             kind, reason = "stuck", "no planner proposes what may be done"
             if proposal.raw.startswith(FAILED):
@@ -291,6 +308,12 @@ class HierarchicalRunner:
             self._end(state, Infeasible(kind=kind, reason=reason))
             return None
         return self._begin(state, context, accepted.subgoal)
+
+    @staticmethod
+    def _all_say_done(state: _Lane) -> bool:
+        """Whether whoever was asked in this step said first that the work is finished."""
+        asked = [e for e in state.log if e["event"] == "proposal" and e["step"] == state.step - 1]
+        return bool(asked) and all(e["candidates"] and e["candidates"][0]["kind"] == "Done" for e in asked)
 
     def _request(self, state: _Lane, context: PlanContext) -> _Request:
         planner = self.planner
@@ -316,6 +339,8 @@ class HierarchicalRunner:
             state.verifying, state.looks = True, []
             return None
         if state.subgoal is not None:
+            if state.subgoal == subgoal:
+                return subgoal  # it goes on
             self._abort(state)
         state.subgoal, state.began, state.before, state.looks = subgoal, state.step - 1, context.scene, []
         self._note(state, "begin", **subgoal_row(subgoal))
@@ -337,7 +362,7 @@ class HierarchicalRunner:
         begin = time.monotonic()
         try:
             proposal = planner.propose(context)
-        except ServerError as error:
+        except (ServerError, Unreadable) as error:
             proposal = Proposal(candidates=(), raw=f"{FAILED}{error}")
         return replace(proposal, latency_s=time.monotonic() - begin)
 
@@ -370,7 +395,8 @@ class HierarchicalRunner:
             return (Violation(kind="not_done", text="only the check of the goal ends this work"),)
         unchanged = state.refused_at is not None and state.refused_at == _facts(context)
         if unchanged and (self.fallback is not None or state.refused > self.patience):
-            state.refused += 1
+            if state.counted != state.step:  # several are asked within a step
+                state.refused, state.counted = state.refused + 1, state.step
             return (Violation(kind="not_done", text="that was refused, and nothing has changed since"),)
         return ()
 
@@ -397,6 +423,19 @@ class HierarchicalRunner:
     @staticmethod
     def _note(state: _Lane, event: str, **row: Any) -> None:
         state.log.append({"step": state.step - 1, "event": event, **row})
+
+
+def _undoable(record: StepRecord) -> tuple[str, tuple[Literal, ...]] | None:
+    """A skill that succeeded, as something that can be undone: what it was, and what held before and no longer does."""
+    subgoal = record.subgoal
+    if record.outcome is not Outcome.SUCCESS or record.before is None or not isinstance(subgoal, LanguageSubgoal):
+        return None
+    if subgoal.call is None:
+        return None
+    before, after = record.before.facts, subgoal.call.apply(record.before.facts)
+    lost = [fact for fact in sorted(before - after) if fact.pred in (*HOLDERS, "open")]
+    gained = [-fact for fact in sorted(after - before) if fact.pred == "open"]
+    return subgoal.text, (*lost, *gained)
 
 
 def _told(subgoal: Subgoal) -> str:

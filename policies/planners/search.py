@@ -109,8 +109,8 @@ def relevant(library: SkillLibrary, scene: Scene, goals: Goals) -> list[SkillCal
     chosen: dict[SkillCall, set[Literal]] = {}
     while True:
         size = (len(chosen), len(wanted), len(possible))
-        for call in calls:
-            changed = _changes(call, frozenset(possible))
+        changes = [_changes(call, frozenset(possible)) for call in calls]
+        for call, changed in zip(calls, changes):
             if call in chosen or not wanted.isdisjoint(changed):
                 chosen[call] = changed
         for changed in chosen.values():
@@ -118,12 +118,26 @@ def relevant(library: SkillLibrary, scene: Scene, goals: Goals) -> list[SkillCal
         undone = {-literal for changed in chosen.values() for literal in changed}
         for call in chosen:
             wanted |= {p for p in call.pre if not scene.holds(p) or p in undone}
+        within_reach = set().union(*changes) if changes else set()
+        for literal in [w for w in wanted if not scene.holds(w) and w not in within_reach]:
+            for call in calls:  # only under conditions that do not hold yet: they are wanted with it
+                for effect in call.effects:
+                    wanted |= {p for p in _conditions(effect, literal) if not scene.holds(p)}
         if size == (len(chosen), len(wanted), len(possible)):
             break
     reachable = {literal for changed in chosen.values() for literal in changed}
     if not any(all(scene.holds(p) or p in reachable for p in goal) for goal in goals):
         return None
     return list(chosen)
+
+
+def _conditions(effect: Effect, literal: Literal) -> list[Literal]:
+    """What must hold for an effect to make a literal true, as far as its variables are bound by it."""
+    if not effect.when or not _could_be(effect.literal, literal):
+        return []
+    values = {a: b for a, b in zip(effect.literal.args, literal.args) if a.startswith("?")}
+    bound = [w.bind(values) for w in effect.when]
+    return [w for w in bound if not any(a.startswith("?") for a in w.args)]
 
 
 def _changes(call: SkillCall, possible: Facts) -> set[Literal]:

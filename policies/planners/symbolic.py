@@ -44,7 +44,8 @@ class SymbolicPlanner:
             return Infeasible(kind=error.kind, reason=str(error))
         found = search(self.library, context.scene, goals, expansions=self.expansions)
         if found.calls is None:
-            return Infeasible(kind=IMPOSSIBLE, reason="no skills of this robot lead there")
+            sure = "no skills of this robot lead there"
+            return Infeasible(kind=IMPOSSIBLE, reason=sure if found.optimal else "no plan was found in time")
         return found.calls
 
     def propose(self, context: PlanContext) -> Proposal:

@@ -16,6 +16,10 @@ texts) out of given ones and nothing else. ``json_schema``: JSON of a given sche
 ``chat``: roles of messages are told to the model."""
 
 
+class Unreadable(ConfigError):
+    """A text that a model cannot read: words that it does not know, or too many."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """How likely a continuation is.

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from ....errors import ConfigError, NotFoundError
-from .base import Choices, Completion, Scored, Usage
+from .base import Choices, Completion, Scored, Unreadable, Usage
 from .llama import Cache, NumpyLlama, log_softmax
 from .trie import TokenConstraint
 from .words import WordTokenizer
 
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
 """The weights that come with brachium, made by ``brachium train-lm``."""
+SPARE = 16
+"""Positions that are kept for an answer."""
 ROWS = 64
 """Continuations that are scored at once."""
 
@@ -111,12 +113,14 @@ class TinyLM:
 
     def _read(self, prompt: str) -> tuple[np.ndarray, Cache]:
         tokens = [self.tokenizer.begin, *self._encode(prompt)]
+        if len(tokens) + SPARE > self.model.positions:
+            raise Unreadable(f"expected at most {self.model.positions - SPARE} words, got {len(tokens)}")
         return self.model(np.array([tokens]))
 
     def _encode(self, text: str) -> list[int]:
         unknown = self.tokenizer.unknown(text)
         if unknown:
-            raise ConfigError(f"the tiny language model does not know the words {unknown}")
+            raise Unreadable(f"the tiny language model does not know the words {unknown}")
         return self.tokenizer.encode(text)
 
     def _constraint(self, choices: Choices) -> TokenConstraint:

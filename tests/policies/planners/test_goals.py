@@ -75,6 +75,8 @@ def test_undoing_goes_back_to_the_oldest_place_that_is_meant():
         ("undo(one)", IMPOSSIBLE, "only 0 moves were made"),
         ("swap(red ball, blue cube)", IMPOSSIBLE, "cannot be swapped"),
         ("swap(red cube, drawer)", IMPOSSIBLE, "no place"),
+        ("swap(red cube, every cube)", AMBIGUOUS, "which of red cube, blue cube"),
+        ("in(red cube, every bowl)", AMBIGUOUS, "which of red bowl"),
         ("in(red cube, red bowl); on(red cube, table)", CONTRADICTORY, "cannot be both in the red bowl and on the"),
         ("open(drawer); not open(drawer)", CONTRADICTORY, "cannot be and not be"),
         ("in(every cube, red bowl); on(red cube, table)", CONTRADICTORY, "red cube cannot be both"),
@@ -84,6 +86,11 @@ def test_what_is_unclear_says_why(meaning, kind, why):
     with pytest.raises(Unclear, match=why) as caught:
         goals_of(meaning, scene())
     assert caught.value.kind == kind
+
+
+def test_two_things_in_the_same_place_are_not_swapped():
+    with pytest.raises(Unclear, match="are both on the table: there is nothing to swap"):
+        goals_of("swap(red cube, blue cube)", scene({"red cube": "table", "blue cube": "table"}))
 
 
 def test_what_may_be_meant_is_offered():

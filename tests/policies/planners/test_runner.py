@@ -186,7 +186,7 @@ def test_a_goal_that_is_seen_several_times_in_a_row_ends_the_work_although_the_p
     go(env, runner, steps=9)
     assert isinstance(runner.ended(0), Done)
     assert runner.ended(0).reason == "the goal was seen to be reached"
-    assert runner.log(0)[-1]["step"] == 5
+    assert runner.log(0)[-1]["step"] == 6, "from the second step on it is looked at"
 
 
 def test_what_is_impossible_is_refused_with_a_reason_and_the_next_best_is_done():
@@ -387,6 +387,59 @@ def test_an_instruction_that_changes_ends_what_was_begun():
     assert texts[-1] == "second"
     assert [e["text"] for e in events(runner, "instruction")] == ["first", "second"]
     assert runner._lanes[0].begun is not None
+
+
+def test_a_question_is_answered_by_another_instruction():
+    env = world()
+    real = best(env)
+
+    def answer(context):
+        if context.instruction == "that one":
+            return real.propose(replace(context, instruction=env.errand.instruction)).candidates[0].subgoal
+        return Ask(question="which?", options=("this one", "that one"))
+
+    runner = loop(env, Told(answer))
+    assert go(env, runner) == []
+    assert isinstance(runner.ended(0), Ask)
+    go(env, runner, instruction="that one")
+    assert isinstance(runner.ended(0), Done)
+    assert not env.scene.unmet(env.errand.goals[0])
+
+
+def test_what_was_done_for_another_instruction_is_past_and_no_history():
+    env = world()
+    things = [literal.args[0] for literal in env.errand.goals[0][:2]]
+    planner = Told(lambda context: does(env, "open the drawer") if not context.records else Done())
+    env.facts = env.library.call("close", "drawer").apply(env.facts)
+    runner = loop(env, planner, goal=Sworn(lambda c: False), streak=0, retries=0)
+    go(env, runner, steps=2, instruction="first")
+    planner.answer = lambda context: does(env, f"put the {things[0]} in the drawer")
+    go(env, runner, steps=2, instruction="second")
+    planner.answer = lambda context: Ask(question="what now?")
+    go(env, runner, steps=1, instruction="third")
+    last = planner.contexts[-1]
+    assert last.instruction == "third"
+    assert last.records == ()
+    assert [(text, [str(p) for p in undone]) for text, undone in last.past] == [
+        ("open the drawer", ["not open(drawer)"]),
+        (f"put the {things[0]} in the drawer", [f"on({things[0]}, table)"]),
+    ]
+
+
+def test_a_check_that_errs_at_the_end_is_asked_again_where_nobody_knows_anything_else_to_do():
+    env = world()
+    go(env, loop(env, best(env)))
+    looks = [False, False, False, True, True, True, True]
+    runner = loop(env, best(env), goal=Sworn(looks), fallback=best(env), streak=0)
+    go(env, runner, steps=12)
+    assert isinstance(runner.ended(0), Done)
+
+
+def test_an_end_that_is_never_true_is_stuck_in_the_end():
+    env = world()
+    runner = loop(env, Told(lambda context: Done()), goal=Sworn(lambda c: False), streak=0)
+    go(env, runner, steps=60)
+    assert runner.ended(0).kind == "stuck"
 
 
 def test_lanes_do_not_disturb_each_other():

@@ -90,6 +90,13 @@ def test_the_nearest_of_several_alternatives_is_taken():
     assert [c.key for c in search(LIBRARY, scene, (far, near)).calls] == ["place_in(red cube, red bowl)"]
 
 
+def test_effects_that_depend_on_what_does_not_hold_yet_are_found():
+    scene = table({"red cube": "table", "blue cube": "table"}, extra=["drawer"])
+    found = search(LIBRARY, scene, (literals("hidden(red cube)"),))
+    assert [c.spec.name for c in found.calls] == ["open", "store", "close"]
+    assert found.optimal
+
+
 def test_nothing_is_to_be_done_where_the_goal_holds():
     scene = table({"red cube": "red bowl"})
     found = search(LIBRARY, scene, (literals("in(red cube, red bowl)"),))

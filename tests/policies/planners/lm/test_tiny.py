@@ -153,5 +153,5 @@ def test_what_it_cannot_do_is_told(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     with pytest.raises(CheckpointError, match="of shape"):
         TinyLM(tmp_path)
-    with pytest.raises(CheckpointError, match="at most 64 tokens"):
+    with pytest.raises(ConfigError, match="at most 48 words"):
         lm.generate("put the " * 40)
