@@ -1,7 +1,7 @@
 """How long-horizon work is asked for: wordings of training, and wordings that are held out of it.
 
-``(a|b)`` is either of them, drawn at random; ``{name}`` is filled in. A held-out wording is a sentence built in another
-way, never a training one with another word in it.
+``(a|b)`` is either of them, drawn at random; ``{name}`` is filled in. A held-out wording recombines phrases and words
+that training knows; it differs from every training wording of every family in at least two words.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "the {a} and the {b} should swap places",
             "let the {a} exchange places with the {b}",
-            "swap the places of the {a} and the {b}",
+            "the {a} and the {b} : let them exchange places",
         ),
     ),
     "replace": (
@@ -150,7 +150,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "clear the {c} , then (move|put) the {a} there",
         ),
         (
-            "first clear the {c} , then place the {a} on it",
+            "the {a} belongs on the {c} after you clear it",
             "i want the {a} on the {c} : clear it first",
             "the {a} should be on the {c} : free it first",
         ),
@@ -169,7 +169,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (
             "i want {n} {kind}s left on the table and the rest in the {a}",
-            "keep {n} {kind}s on the table : the others go into the {a}",
+            "the others go into the {a} , but keep {n} {kind}s on the table",
             "until only {n} are left on the table , put {kind}s into the {a}",
         ),
     ),
@@ -226,7 +226,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "after the {a} is {to_b} , (put|place) the {c} {to_d}",
         ),
         (
-            "i want the {a} {to_b} and the {c} {to_d}",
+            "i want to see the {a} {to_b} and the {c} {to_d}",
             "the {c} goes {to_d} after the {a} is {to_b}",
         ),
     ),
@@ -258,7 +258,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "i want the {a} {to}",
             "the {a} (belongs|goes) {to}",
         ),
-        ("make sure that the {a} is {to}", "now the {a} , {to}"),
+        ("make sure that the {a} is {to}",),
     ),
     "drawer": (
         (

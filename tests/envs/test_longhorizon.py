@@ -1,5 +1,6 @@
 """Long-horizon work as facts: invariants of the table, meanings, wordings, and luck that depends on the seed alone."""
 
+import itertools
 import re
 
 import numpy as np
@@ -59,23 +60,33 @@ def test_work_takes_two_to_eight_skills(family):
         assert 2 <= len(found.calls) <= 8
 
 
-def test_held_out_wordings_are_built_otherwise_of_known_words():
-    def words(templates):
-        return {w for t in templates for w in re.findall(r"[a-z]+", re.sub(r"\{[^}]*\}", " ", t))}
+def spelled(template):
+    """All sentences of a wording, with X for what is filled in, as lists of words."""
+    parts = re.split(r"(\([^()]*\|[^()]*\))", template)
+    options = [part[1:-1].split("|") if part.startswith("(") and "|" in part else [part] for part in parts]
+    for chosen in itertools.product(*options):
+        yield re.sub(r"[^A-Za-z ]", " ", re.sub(r"\{[a-z_]+\}", " X ", "".join(chosen))).split()
 
-    def skeleton(template):
-        return re.sub(r"\s+", " ", re.sub(r"\{[^}]*\}|please|[^a-z ]", " ", template)).strip()
 
-    known = words(t for train, _ in WORDINGS.values() for t in train) | words(POLITE)
-    rng = np.random.default_rng(0)
-    for family, (train, held_out) in WORDINGS.items():
-        assert words(held_out) <= known, family
-        spelled = set()
-        for template in train:
-            for _ in range(40):
-                text = re.sub(r"\(([^()]*\|[^()]*)\)", lambda m: rng.choice(m.group(1).split("|")), template)
-                spelled.add(skeleton(text))
-        assert not {skeleton(t) for t in held_out} & spelled, family
+def distance(a, b):
+    """Words that must be changed, added or left out (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+def test_held_out_wordings_differ_from_all_training_ones_in_known_words():
+    training = {tuple(words) for train, _ in WORDINGS.values() for text in train for words in spelled(text)}
+    known = {word for words in training for word in words} | set(" ".join(POLITE).split())
+    for family, (_, held_out) in WORDINGS.items():
+        for text in held_out:
+            for words in spelled(text):
+                assert set(words) <= known, (family, words)
+                near = (t for t in training if abs(len(t) - len(words)) < 2)
+                assert min((distance(words, t) for t in near), default=9) >= 2, (family, words)
 
 
 def test_no_two_skills_are_called_the_same():
