@@ -11,7 +11,7 @@ import numpy as np
 
 from ...spec import Observation
 from ...symbols import Literal, Scene, SkillCall
-from .goals import Past
+from .goals import AMBIGUOUS, Past, Unclear
 
 
 class Outcome(StrEnum):
@@ -235,6 +235,13 @@ class Affordance(Protocol):
 
     def probabilities(self, context: PlanContext, calls: Sequence[SkillCall]) -> np.ndarray:
         """Probabilities (n,), 0..1, of n skill calls."""
+
+
+def unclear(error: Unclear) -> Ask | Infeasible:
+    """An instruction that cannot be followed, as a question where several things may be meant."""
+    if error.kind == AMBIGUOUS:
+        return Ask(question=str(error), options=error.options)
+    return Infeasible(kind=error.kind, reason=str(error))
 
 
 def describe(subgoal: Subgoal) -> str:

@@ -34,10 +34,11 @@ from .base import (
     Violation,
     describe,
     subgoal_row,
+    unclear,
 )
 from .evidence import OPEN, YES, Evidence
 from .gate import Gate
-from .goals import HOLDERS, Past
+from .goals import HOLDERS, Past, Unclear
 from .lm.base import Unreadable
 
 TERMINATIONS = ("two_key", "planner", "goal")
@@ -96,8 +97,10 @@ class HierarchicalRunner:
     The planner proposes subgoals, best first; the first that the gate lets through is executed by the policy, which is
     told it as its instruction. Detectors end it; the planner is told how. The work ends when the planner says so *and*
     an independent check of the goal agrees over several fresh looks ("two keys"); or when that check says so several
-    times in a row although the planner would go on. A refused end is told to the planner with the reason, and does not
-    count again before the scene changes; after `patience` refusals another planner is asked.
+    times in a row although the planner would go on. A refused end is told to the planner with the reason; where there
+    is a fallback it does not count again before the scene changes, and after more than `patience` refusals only the
+    fallback is asked; where nobody knows anything else to do, the goal is looked at again. Another instruction begins
+    another piece of work, also after the end of one: that is how a question is answered.
 
     Args:
         planner: Says what to do next.
@@ -362,6 +365,8 @@ class HierarchicalRunner:
         begin = time.monotonic()
         try:
             proposal = planner.propose(context)
+        except Unclear as error:
+            proposal = Proposal(candidates=(Candidate(subgoal=unclear(error)),))
         except (ServerError, Unreadable) as error:
             proposal = Proposal(candidates=(), raw=f"{FAILED}{error}")
         return replace(proposal, latency_s=time.monotonic() - begin)

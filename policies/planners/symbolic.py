@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ...errors import ConfigError
 from ...symbols import SkillCall, SkillLibrary
-from .base import Ask, Candidate, Done, Infeasible, LanguageSubgoal, PlanContext, Proposal, Subgoal
-from .goals import AMBIGUOUS, IMPOSSIBLE, Unclear
+from .base import Ask, Candidate, Done, Infeasible, LanguageSubgoal, PlanContext, Proposal, Subgoal, unclear
+from .goals import IMPOSSIBLE, Unclear
 from .search import Goals, search
 
 GoalSource = Callable[[PlanContext], Goals]
@@ -39,9 +39,7 @@ class SymbolicPlanner:
         try:
             goals = self.goals(context)
         except Unclear as error:
-            if error.kind == AMBIGUOUS:
-                return Ask(question=str(error), options=error.options)
-            return Infeasible(kind=error.kind, reason=str(error))
+            return unclear(error)
         found = search(self.library, context.scene, goals, expansions=self.expansions)
         if found.calls is None:
             sure = "no skills of this robot lead there"
