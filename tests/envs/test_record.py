@@ -86,6 +86,7 @@ def test_a_command_killed_in_the_middle_is_typed_again_and_completes(tmp_path):
             assert first.poll() is None, "it ended before anything was committed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)  # so that it starts no process that is not on the list
         workers = children(first.pid)
     finally:
         first.kill()
@@ -93,8 +94,11 @@ def test_a_command_killed_in_the_middle_is_typed_again_and_completes(tmp_path):
     while any((Path("/proc") / str(pid)).exists() for pid in workers):  # its processes end by themselves
         assert time.monotonic() < deadline, "workers of a killed command go on"
         time.sleep(0.05)
+    left = None
+    while left != (left := seeds_of(out)):  # nobody commits any more
+        assert time.monotonic() < deadline, "somebody goes on committing"
+        time.sleep(1.0)
     store = EpisodeStore.open(out)
-    left = seeds_of(out)
     assert 0 < len(left) < episodes, "it was done before it was killed: ask for more episodes"
     assert set(left.values()) == {1}
     frames = store.read_images("front", np.arange(store.total_frames))
