@@ -18,10 +18,10 @@ from .search import search
 
 
 def run_episode(
-    world: Any, runner: HierarchicalRunner, seed: int, split: str, lm: LanguageModel | None = None
+    world: Any, runner: HierarchicalRunner, seed: int, split: str, models: Sequence[LanguageModel] = ()
 ) -> dict[str, Any]:
     """One piece of work until the system stops by itself or its time is over."""
-    begin, calls = time.monotonic(), 0 if lm is None else lm.usage.calls
+    begin, calls = time.monotonic(), sum(model.usage.calls for model in models)
     observation, info = world.reset(seed=seed, options={"split": split})
     runner.reset(0, seed)
     runner.tell(0, world.errand.past)
@@ -64,7 +64,7 @@ def run_episode(
         "invalid": invalid,
         "refused": dict(refused),
         "disturbed": bool(world.disturbed),
-        "lm_calls": 0 if lm is None else lm.usage.calls - calls,
+        "lm_calls": sum(model.usage.calls for model in models) - calls,
         "plan_s": round(sum(event["latency_s"] for event in proposals), 5),
         "proposals": len(proposals),
         "seconds": round(time.monotonic() - begin, 4),

@@ -82,6 +82,7 @@ def evaluate_planner(
         options={"termination": termination, "latency": latency, "streak": streak},
         look_error=look_error,
     )
+    models = [each for each in (model, getattr(parts["goals"], "lm", None)) if each is not None]
     shares = splits or {"train": 1.0}
     plan = [(seed + k, split) for k, split in enumerate(_spread(shares, episodes))]
     key = _key(world, parts, termination, look_error, latency, streak)
@@ -95,7 +96,7 @@ def evaluate_planner(
     ):
         bar.update(len(rows))
         for number, split in todo:
-            row = {"key": key, **run_episode(world, runner, number, split, model)}
+            row = {"key": key, **run_episode(world, runner, number, split, models)}
             rows.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -51,9 +51,8 @@ class GoalParser:
 
     The likeliest reading is checked: it must be a sentence of the language of goals, speak of the things that the
     instruction names by color and kind and of no others, keep its conditions, numbers and the like (`MARKS`), and not
-    contradict itself. If it fails, other readings are
-    drawn; the likeliest that passes is taken. Words that the model does not know, and instructions of which no reading
-    passes or is likely enough, are `Unclear`, never a guess.
+    contradict itself. If it fails, other readings are drawn; the likeliest that passes is taken. Words that the model
+    does not know, and instructions of which no reading passes or is likely enough, are `Unclear`, never a guess.
 
     Args:
         lm: The model.
@@ -131,12 +130,11 @@ class GoalParser:
         text = " ".join(instruction.split()).rstrip(".!? ")
         if not text:
             raise Unclear(NOT_UNDERSTOOD, "there is no instruction")
-        count = len(split_words(text))
-        if count > LONGEST:
-            raise Unclear(
-                NOT_UNDERSTOOD, f"the instruction has {count} words, more than {LONGEST}: ask for less at a time"
-            )
         words = split_words(text)
+        if len(words) > LONGEST:
+            raise Unclear(
+                NOT_UNDERSTOOD, f"the instruction has {len(words)} words, more than {LONGEST}: ask for less at a time"
+            )
         if "not" in words or any(word in SPECIAL for word in words):
             raise Unclear(NOT_UNDERSTOOD, "what shall not be done, and signs of the model's own, are not understood")
         if instruction.rstrip().endswith("?") and words[0] in QUESTIONS:

@@ -148,6 +148,8 @@ class HierarchicalRunner:
             raise ConfigError(f"expected termination to be one of {TERMINATIONS}, got {termination!r}")
         if termination != "planner" and goal is None:
             raise ConfigError(f"termination={termination} needs a check of the goal; or type termination=planner")
+        if termination == "goal" and streak < 1:
+            raise ConfigError("termination=goal ends the work by looks in a row: expected streak of at least 1, got 0")
         if latency < 0 or confirm < 1 or (every is not None and every < 1):
             raise ConfigError(
                 f"expected latency of at least 0, confirm and every of at least 1, got {latency}, {confirm} and {every}"
@@ -299,6 +301,8 @@ class HierarchicalRunner:
         if accepted is None and self.fallback is not None:
             second = _Request(self.fallback, state.step, state.step, request.answer)
             accepted = self._first(state, context, second, self._ask(self.fallback, context))
+        if accepted is None and self.termination == "goal" and self._all_say_done(state):
+            return None  # hold still: the check of the goal decides
         if accepted is None and state.refused_at is not None and self._all_say_done(state):
             state.insisted += 1  # perhaps the check was wrong
             state.verifying, state.looks = state.insisted <= MOST_INSISTED, []

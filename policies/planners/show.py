@@ -22,6 +22,7 @@ from .base import Ask, Done, Infeasible, PlanContext, scene_text
 from .goals import Unclear
 from .lm.base import LanguageModel
 from .parser import GoalParser
+from .runner import HierarchicalRunner
 from .search import satisfied
 from .symbolic import SymbolicPlanner
 from .wiring import Factory, assemble
@@ -90,7 +91,7 @@ def plan(
     log(f"first plan after {1e3 * (time.monotonic() - begin):.0f} ms")
     if not run:
         return 0 if told["feasible"] else 1
-    ended, pictures = _execute(world, runner, seed, instruction)
+    ended, pictures = _execute(world, runner, seed, observation)
     holds = _holds(parts["goals"], context, world)
     events = runner.log(0)
     rows = _rows(events)
@@ -128,13 +129,15 @@ def _first(context: PlanContext, planner: Any, goals: Any) -> dict[str, Any]:
     return {"meaning": meaning, "plan": f"first {said}", "feasible": bool(best)}
 
 
-def _execute(world: Any, runner: Any, seed: int, instruction: str) -> tuple[Any, list[tuple[int, np.ndarray]]]:
+def _execute(
+    world: Any, runner: HierarchicalRunner, seed: int, state: Mapping[str, Any]
+) -> tuple[Any, list[tuple[int, np.ndarray]]]:
     """How it ended, and a picture after each step of control."""
     runner.reset(0, seed)
     pictures = [(0, np.asarray(world.render()))] if world.render_mode else []
-    state, truncated = world._observe(), False
+    truncated = False
     while not truncated:
-        seen = Observation(state=state["state"], instruction=instruction)
+        seen = Observation(state=state["state"], instruction=state["instruction"])
         action = runner.act([seen], [0])[0]
         if runner.ended(0) is not None:
             break

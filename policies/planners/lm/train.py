@@ -59,7 +59,6 @@ def train_lm(
         threads: CPU threads; null leaves it to torch.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     if not 0.0 <= parse_share <= 1.0 or steps < 1 or batch < 1:
         raise ConfigError(f"expected parse_share from 0 to 1, steps and batch of at least 1, got {parse_share}")
@@ -73,22 +72,7 @@ def train_lm(
     rows = _rows(data, tokenizer)
     log(f"{len(data)} lessons, {len(tokenizer)} words, {human_time(time.monotonic() - begin)}")
     torch.manual_seed(seed)
-    make_config: Any = LlamaConfig  # its keywords are made at run time
-    config = make_config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=8 * width // 3 // 8 * 8,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        rms_norm_eps=1e-6,
-        pad_token_id=tokenizer.pad,
-        bos_token_id=tokenizer.begin,
-        eos_token_id=tokenizer.end,
-    )
-    model = LlamaForCausalLM(config)
+    model = _new_model(tokenizer, width, layers, heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     asked = [width, layers, heads, parses, episodes, steps, batch, lr, parse_share, seed, list(tokenizer.vocabulary)]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
@@ -114,6 +98,28 @@ def train_lm(
                 _save_state(folder, key, step + 1, model, optimizer)
     _finish(folder, model, {"losses": losses, "lessons": len(data), "seconds": round(time.monotonic() - begin, 1)})
     return 0
+
+
+def _new_model(tokenizer: WordTokenizer, width: int, layers: int, heads: int) -> Any:
+    """A Llama with weights drawn anew."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_config: Any = LlamaConfig  # its keywords are made at run time
+    config = make_config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=8 * width // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-6,
+        pad_token_id=tokenizer.pad,
+        bos_token_id=tokenizer.begin,
+        eos_token_id=tokenizer.end,
+    )
+    return LlamaForCausalLM(config)
 
 
 def _rows(data: Sequence[Lesson], tokenizer: WordTokenizer) -> dict[str, list[tuple[list[int], int]]]:

@@ -189,6 +189,14 @@ def test_a_goal_that_is_seen_several_times_in_a_row_ends_the_work_although_the_p
     assert runner.log(0)[-1]["step"] == 6, "from the second step on it is looked at"
 
 
+def test_the_goal_alone_may_end_the_work():
+    env = world()
+    runner = loop(env, best(env), termination="goal", streak=2)
+    go(env, runner)
+    assert runner.ended(0) == Done(reason="the goal was seen to be reached")
+    assert not events(runner, "verdict")
+
+
 def test_what_is_impossible_is_refused_with_a_reason_and_the_next_best_is_done():
     env = world(seed=1)
     env.facts = env.library.call("close", "drawer").apply(env.facts)
@@ -525,6 +533,8 @@ def test_mistakes_are_told():
         loop(env, best(env), termination="never")
     with pytest.raises(ConfigError, match="needs a check of the goal"):
         loop(env, best(env), goal=None)
+    with pytest.raises(ConfigError, match="streak of at least 1"):
+        loop(env, best(env), termination="goal", streak=0)
     with pytest.raises(ConfigError, match="latency"):
         loop(env, best(env), latency=-1)
     with pytest.raises(ConfigError, match="needs to know the scene"):
