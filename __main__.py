@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a backbone and an action head on episode stores"),
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
-    "eval": ("eval", "run a policy in closed loop and count successes"),
+    "eval": ("eval", "run a policy (checkpoint=) or a planner (planner=) in closed loop and count successes"),
     "plan": ("plan", "plan what an instruction asks for, and do it in simulation, with a video"),
     "serve": ("serve", "serve a checkpoint to clients: websocket, as openpi's"),
     "twin": ("twin", "a simulated robot in real time, to be deployed to as to a real one"),

@@ -65,9 +65,11 @@ def plan(
     """
     begin = time.monotonic()
     folder = Path(out)
-    world: Any = env(**({"record": False, "images": False} if not run else {})).unwrapped
+    world: Any = env().unwrapped
     if not hasattr(world, "ask"):
         raise ConfigError(f"expected an environment that can be asked for work; {type(world).__name__} cannot")
+    if hasattr(world, "record"):
+        world.record, world.images = run, False  # people look at the motion; no planner here looks at pictures
     model = None if lm is None else lm()
     runner, parts = assemble(
         world,

@@ -55,6 +55,13 @@ def test_what_cannot_be_followed_is_told_and_nothing_is_moved(tmp_path, capsys, 
     assert "begins" not in out
 
 
+def test_plan_does_without_pictures_where_a_world_has_none(tmp_path, capsys):
+    words = ["put the red cube in the blue bowl", "env=longhorizon/symbolic", "env.failure=0", f"out={tmp_path}"]
+    assert main(["plan", *words]) == 0
+    assert "the goal holds" in capsys.readouterr().out
+    assert "<video" not in (tmp_path / "report.html").read_text()
+
+
 def test_bare_words_are_the_instruction():
     assert with_names("plan", ["put it 'there'", "run=false"]) == ["instruction='put it \\'there\\''", "run=false"]
     assert with_names("plan", ["a", "b"]) == ["a", "b"]
