@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 SPLITS = ("train", "paraphrase", "pair")
+EVERYTHING = "all"
+"""No split: training sentences that name every thing, for models that are not to be tested on held-out pairs."""
 HELD_OUT_PAIRS = frozenset({("orange", "cube"), ("blue", "cylinder"), ("purple", "ball")})
 """(colour, kind) of objects that training never names."""
 
 
 def may_name(name: str, split: str) -> bool:
     """Whether texts of the split speak of a thing: of held-out pairs in ``pair``, and of all else in the others."""
+    if split == EVERYTHING:
+        return True
     return (tuple(name.split(" ")) in HELD_OUT_PAIRS) == (split == "pair")
 
 
@@ -87,3 +91,8 @@ CLOSE_DRAWER = Phrasings(
     train=("close the drawer", "push the drawer shut", "push in the drawer"),
     paraphrase=("please close the drawer", "slide the drawer shut"),
 )
+PUT_IN = Phrasings(train=("put the {object} in the {goal}",), paraphrase=("put the {object} into the {goal}",))
+PUT_ON = Phrasings(train=("put the {object} on the {goal}",), paraphrase=("lay the {object} on the {goal}",))
+STACK_ON = Phrasings(train=("stack the {object} on the {goal}",), paraphrase=("set the {object} on the {goal}",))
+PUT_DOWN = Phrasings(train=("put the {object} on the table",), paraphrase=("lay the {object} on the table",))
+"""What skills of long-horizon work are called; one wording each, for a planner says them."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..sim.scene import COLORS, OBJECT_KINDS, Item
 from .language import HELD_OUT_PAIRS, may_name
-from .wordings import ASKS
+from .wordings import ASKS, HOLDING
 
 LOCATIONS = 96
 """Location tokens along an image edge."""
@@ -24,12 +24,16 @@ SEEN = 8
 """Pixels of a thing that must be visible before it is asked about."""
 MOST = 4
 """Things at most that are counted or listed with their places."""
-OFTEN = {"count": 5.0, "color": 1.5}
+OFTEN = {"count": 5.0, "color": 1.5, "holder": 5.0, "within": 3.0}
 """Kinds of questions that are drawn more often: they are learnt more slowly, or can rarely be asked."""
 APART = 0.06
 """Difference in image coordinates from which on one thing counts as left of another."""
 RARER = {0: 0.85, 1: 0.7, 2: 0.7, 3: 0.2}
 """Share of questions with this count that are not asked: every scene lacks something, few have four of a kind."""
+ON_TABLE = -1
+"""What a thing is on that stands on the table itself."""
+PLAIN = 0.5
+"""Share of things on the table itself that are not asked about: most things are there."""
 FARTHER = 0.03
 """Difference in distance from the robot, along the table, from which on one thing counts as nearer than another [m]."""
 
@@ -47,6 +51,8 @@ class Facts:
         tool: Tool position (3,) [m].
         held: Index of the thing between the fingers, or None.
         drawer: How far the drawer is out [m], or None.
+        holders: Index of what each thing is in or on, `ON_TABLE`, or None where it is on nothing or cannot be; None
+            where nobody has looked.
     """
 
     items: tuple[Item, ...]
@@ -57,6 +63,7 @@ class Facts:
     tool: np.ndarray
     held: int | None
     drawer: float | None
+    holders: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +175,7 @@ class Asker:
 
     def __init__(self, facts: Facts, split: str, rng: np.random.Generator) -> None:
         self.facts, self.split, self.rng = facts, split, rng
+        self.asks = ASKS if facts.holders is None else ASKS | HOLDING
         self.cameras = tuple(facts.pixels)
         self.front = self.cameras[0]
         clear = [k for k in range(len(facts.items)) if facts.pixels[self.front][k] >= SEEN]
@@ -180,12 +188,12 @@ class Asker:
     def draw(self, count: int) -> list[Question]:
         """Up to `count` different questions, of kinds drawn as often as `OFTEN` says among those that can be asked."""
         found: dict[str, Question] = {}
-        often = np.array([OFTEN.get(kind, 1.0) for kind in ASKS])
+        often = np.array([OFTEN.get(kind, 1.0) for kind in self.asks])
         for _ in range(6 * count):
-            kind = str(self.rng.choice(list(ASKS), p=often / often.sum()))
+            kind = str(self.rng.choice(list(self.asks), p=often / often.sum()))
             made = getattr(self, f"_{kind}")()
             if made is not None:
-                wordings = ASKS[kind][self.split == "paraphrase"]
+                wordings = self.asks[kind][self.split == "paraphrase"]
                 text, asked = join(fill(wordings[int(self.rng.integers(len(wordings)))], made[0]))
                 answer, meant = join(made[1])
                 question = Question(kind=kind, question=text, answer=answer, asked=asked, meant=meant)
@@ -253,6 +261,58 @@ class Asker:
             near = sorted(" ".join(pair) for pair in HELD_OUT_PAIRS)
         absent = self._one_of([name for name in near if may_name(name, self.split) and name not in there])
         return None if absent is None else ({"a": Words(absent)}, [Words("no")])
+
+    def _present(self) -> Made:
+        """As `_exists`, of bowls, zones and the drawer."""
+        kind = self._one_of(("bowl", "zone", "drawer"))
+        there = {item.name: k for k, item in enumerate(self.facts.items) if item.kind == kind}
+        if kind == "drawer":
+            things = tuple(there.values())
+            return {"a": Words("drawer", things)}, [Words("yes" if there else "no", things)]
+        if self.rng.random() < 0.5:
+            k = self._pick([k for k in there.values() if k in self.named])
+            return None if k is None else ({"a": self._name(k)}, [Words("yes", (k,))])
+        if not there and self.rng.random() < 0.7:
+            return None
+        absent = self._one_of([f"{color} {kind}" for color in COLORS if f"{color} {kind}" not in there])
+        return None if absent is None else ({"a": Words(absent)}, [Words("no")])
+
+    def _holder(self) -> Made:
+        """What a thing is in or on."""
+        k = self._resting()
+        if k is None:
+            return None
+        if k == self.facts.held:
+            return {"a": self._name(k)}, [Words("gripper", (k,))]
+        assert self.facts.holders is not None
+        place = self.facts.holders[k]
+        assert place is not None
+        return {"a": self._name(k)}, [Words("table", (k,)) if place == ON_TABLE else self._name(place)]
+
+    def _within(self) -> Made:
+        """Whether a thing is in or on another; where not, what is asked about is of the kinds that could be."""
+        k = self._resting()
+        if k is None or k == self.facts.held:
+            return None
+        assert self.facts.holders is not None
+        place, cube = self.facts.holders[k], self.facts.items[k].kind == "cube"
+        kinds = ("bowl", "zone", "drawer", *(("cube",) if cube else ()))
+        others = [j for j in self.named if self.facts.items[j].kind in kinds and j not in (k, place)]
+        wanted = place is not None and place != ON_TABLE and self.rng.random() < 0.6
+        b = place if wanted else self._pick(others)
+        if b is None:
+            return None
+        return {"a": self._name(k), "b": self._name(b)}, [Words("yes" if wanted else "no", (k, b))]
+
+    def _resting(self) -> int | None:
+        """A thing that can be moved and is seen, with what holds it."""
+        holders = self.facts.holders
+        assert holders is not None
+        options = [k for k in self.named if self.facts.items[k].kind in OBJECT_KINDS]
+        options = [k for k in options if k == self.facts.held or holders[k] is not None]
+        k = self._pick(options)
+        plain = k is not None and holders[k] == ON_TABLE and k != self.facts.held
+        return None if plain and self.rng.random() < PLAIN else k
 
     def _count(self) -> Made:
         if self.split == "pair" or any(self.facts.pixels[self.front] < SEEN):

@@ -21,18 +21,24 @@ from ..spec import FeatureSpec
 from .demonstrations import RecordedEpisode, Step
 from .language import (
     CLOSE_DRAWER,
+    EVERYTHING,
     HELD_OUT_PAIRS,
     NAME,
     OPEN_DRAWER,
     PLACE,
     PUSH,
+    PUT_DOWN,
+    PUT_IN,
+    PUT_ON,
     REACH,
     SPLITS,
     STACK,
+    STACK_ON,
     Phrasings,
     may_name,
 )
-from .questions import Asker, Facts, Question, cover, visible_boxes
+from .longhorizon.measure import places
+from .questions import ON_TABLE, Asker, Facts, Question, cover, visible_boxes
 from .tasks.base import Episode, make_item, place_apart, sample_colors, sample_tool
 
 MAX_ITEMS = 8
@@ -107,7 +113,9 @@ class SceneSampler:
         poses: Arm poses a table; each is one scene.
         held: Fraction of poses with an object between the fingers.
         questions: Questions a scene; 0 for none.
-        split: Which things and words: one of `language.SPLITS`. All but ``train`` are for evaluation.
+        split: Which things and words: one of `language.SPLITS`, or ``all``: training words for every thing. All but
+            ``train`` and ``all`` are for evaluation.
+        skills: Name what is to be done as the skills of long-horizon work do, and ask what things are in and on.
     """
 
     def __init__(
@@ -121,14 +129,16 @@ class SceneSampler:
         held: float = 0.25,
         questions: int = 0,
         split: str = "train",
+        skills: bool = False,
     ) -> None:
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
+        if split not in (*SPLITS, EVERYTHING):
+            raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, (*SPLITS, EVERYTHING))}")
         if questions and embodiment.image_size % CELL:
             raise ConfigError(f"expected images of a multiple of {CELL} px to ask about, got {embodiment.image_size}")
         self.tasks, self.embodiment = tuple(tasks), embodiment
         self.randomization = randomization or DomainRandomization()
         self.sentences, self.poses, self.held, self.questions, self.split = sentences, poses, held, questions, split
+        self.skills = skills
         self.sim = Simulation(embodiment)
         self.name = "scenes"
         self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
@@ -163,14 +173,16 @@ class SceneSampler:
         """One table in `poses` arm poses; the same seed gives the same scenes."""
         rng = np.random.default_rng([seed, 0x5CE7E])
         task = self.tasks[int(rng.integers(len(self.tasks)))]
-        scene = self.randomization.apply(task.sample(rng, "pair" if self.split == "pair" else "train").scene, rng)
+        drawn = task.sample(rng, "pair" if self.split == "pair" else "train")
+        scene = self.randomization.apply(drawn.scene, rng)
         scenes = []
         for pose in range(self.poses):
-            held = self._pose(scene, rng)
+            held = self._pose(scene, rng, drawn.drawer_start if _in_drawer(drawn) else None)
             names = tuple(item.name for item in scene.items)
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
-            texts = tuple(describe(scene, rng, self.split) for _ in range(self.sentences))
+            tell = describe_skill if self.skills else describe
+            texts = tuple(tell(scene, rng, self.split) for _ in range(self.sentences))
             pixels = np.full(pixels_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             size = self.embodiment.image_size
             covered = np.zeros(cover_feature(self.embodiment.cameras, size).shape, np.uint8)
@@ -219,13 +231,22 @@ class SceneSampler:
             tool=self.sim.tool_position,
             held=held,
             drawer=self.sim.drawer_opening if any(i.kind == "drawer" for i in scene.items) else None,
+            holders=self._holders(scene, held) if self.skills else None,
         )
 
-    def _pose(self, scene: Scene, rng: np.random.Generator) -> int | None:
-        """Load the scene with the tool anywhere, close to an item, or holding one, whose index is returned."""
+    def _holders(self, scene: Scene, held: int | None) -> tuple[int | None, ...]:
+        names, found = [item.name for item in scene.items], places(self.sim)
+        index = {name: k for k, name in enumerate(names)} | {"table": ON_TABLE}
+        return tuple(None if k == held or n not in found else index[found[n]] for k, n in enumerate(names))
+
+    def _pose(self, scene: Scene, rng: np.random.Generator, drawer: float | None) -> int | None:
+        """Load the scene with the tool anywhere, close to an item, or holding one, whose index is returned.
+
+        `drawer` is how far the drawer is out where that may not be drawn [m].
+        """
         tool = rng.uniform([0.20, -0.20, 0.02], [0.48, 0.20, 0.27])
         gripper = float(rng.choice([0.0, 0.45, 1.0]))
-        movable = [item for item in scene.items if item.kind in OBJECT_KINDS]
+        movable = [item for item in scene.items if item.kind in OBJECT_KINDS and not _under(item, scene)]
         near = scene.items[int(rng.integers(len(scene.items)))]
         style = rng.random()
         if style < 0.45:
@@ -240,7 +261,7 @@ class SceneSampler:
             place = self.sim.tool_position + np.array([*rng.normal(0.0, 0.004, 2), rng.normal(0.0, 0.006)])
             self.sim.data.joint(held.name).qpos[:3] = place
         if any(item.kind == "drawer" for item in scene.items):
-            self.sim.data.joint("drawer").qpos[0] = rng.uniform(0.0, 0.10)
+            self.sim.data.joint("drawer").qpos[0] = rng.uniform(0.0, 0.10) if drawer is None else drawer
         self.sim.settle()
         return None if held is None else scene.items.index(held)
 
@@ -295,6 +316,43 @@ def describe(scene: Scene, rng: np.random.Generator, split: str = "train") -> di
     if target.kind == "cube" and cubes and rng.random() < 0.4:
         return _sentence(scene, split, STACK, rng, target, cubes[int(rng.integers(len(cubes)))])
     return _sentence(scene, split, REACH, rng, target, target)
+
+
+def describe_skill(scene: Scene, rng: np.random.Generator, split: str) -> dict[str, Any]:
+    """A sentence as `describe` gives it, or a skill of long-horizon work in the words of its library."""
+    objects = [i for i in scene.items if i.kind in OBJECT_KINDS and may_name(i.name, split)]
+    if not objects or rng.random() < 0.25:
+        return describe(scene, rng, split)
+    target = objects[int(rng.integers(len(objects)))]
+    goals = [i for i in scene.items if i.kind in FIXED_KINDS]
+    goals += [i for i in objects if i.kind == target.kind == "cube" and i is not target]
+    k = int(rng.integers(len(goals) + 1))
+    if k == len(goals):
+        return _sentence(scene, split, PUT_DOWN, rng, target, target)
+    goal = goals[k]
+    said = STACK_ON if goal.kind == "cube" else PUT_ON if goal.kind == "zone" else PUT_IN
+    return _sentence(scene, split, said, rng, target, goal)
+
+
+def _under(item: Item, scene: Scene) -> bool:
+    """Whether something stands on an item."""
+    return any(
+        other.lift > item.lift and np.hypot(other.x - item.x, other.y - item.y) < 0.5 * item.size
+        for other in scene.items
+        if item.kind == "cube" and other is not item
+    )
+
+
+def _in_drawer(drawn: Episode) -> bool:
+    """Whether a drawn table has something in its drawer, which then cannot slide under it."""
+    cabinet = next((i for i in drawn.scene.items if i.kind == "drawer"), None)
+    if cabinet is None:
+        return False
+    return any(
+        i.lift > 0.0 and np.hypot(i.x - cabinet.x, i.y - cabinet.y) < 0.2
+        for i in drawn.scene.items
+        if i.kind in OBJECT_KINDS
+    )
 
 
 def _sentence(

@@ -177,3 +177,23 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """Kind of question -> (wordings of training, held-out wordings)."""
+HOLDING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "holder": (
+        (
+            "what is the {a} in or on?",
+            "what does the {a} rest in or on?",
+            "what is under or around the {a}?",
+            "name what the {a} is in or on.",
+        ),
+        ("the {a} is in or on what?", "what is the thing that the {a} rests in or on?"),
+    ),
+    "within": (
+        ("is the {a} in or on the {b}?", "does the {a} rest in or on the {b}?", "is the {b} under or around the {a}?"),
+        ("does the {b} hold the {a}?",),
+    ),
+    "present": (
+        ("is there a {a}?", "can you see a {a}?", "does a {a} lie on the table?", "is a {a} on the table?"),
+        ("do you see a {a}?", "is there a {a} on the table?"),
+    ),
+}
+"""Questions about what holds what, for tables on which things are in and on others."""

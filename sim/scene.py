@@ -31,6 +31,7 @@ class Item:
         x, y: Centre on the table [m], base frame.
         size: Half edge, radius or scale of the kind [m].
         yaw: Rotation about z [rad].
+        lift: Height of what it stands on [m].
     """
 
     name: str
@@ -40,6 +41,7 @@ class Item:
     y: float
     size: float
     yaw: float = 0.0
+    lift: float = 0.0
 
     @property
     def height(self) -> float:

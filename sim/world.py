@@ -102,7 +102,9 @@ def _add_camera(world: mujoco.MjsBody, scene: Scene) -> None:
 
 def _add_object(world: mujoco.MjsBody, item: Item) -> None:
     """A body with a free joint: cube (half edge), ball (radius) or cylinder (radius, 1.9 radii high)."""
-    body = world.add_body(name=item.name, pos=[item.x, item.y, item.height + 5e-4], quat=_yaw_quat(item.yaw))
+    body = world.add_body(
+        name=item.name, pos=[item.x, item.y, item.lift + item.height + 5e-4], quat=_yaw_quat(item.yaw)
+    )
     body.add_freejoint(name=item.name)
     types = {
         "cube": (mujoco.mjtGeom.mjGEOM_BOX, [item.size] * 3),

@@ -30,7 +30,7 @@ from .grounding import grounding_loss, inside
 from .looking import PatchNames, looking_loss
 from .loop import Optimization, TrainLoop
 from .pretrain_data import SEEN, Mixture, PretrainBatch, corpus_of, names_of, record_all, same_body
-from .pretrained import Pretrained
+from .pretrained import Pretrained, identity_of
 from .probe import linear_probe
 from .questions import IGNORE, blurred_targets, choices, language_loss, location_tokens, score
 from .recipe import Recipe
@@ -69,6 +69,7 @@ def pretrain(
     scenes: Mapping[str, Callable[..., Any]] | None = None,
     recorder: Callable[..., Any] | None = None,
     tables: Mapping[str, int] | None = None,
+    init: str | None = None,
     out: str = "outputs/pretrain",
     vocabulary: int = 640,
     length: int = 32,
@@ -97,6 +98,8 @@ def pretrain(
         scenes: Robot -> factory of scenes, for recording.
         recorder: Records scenes from a factory.
         tables: Robot -> number of tables to record; each is seen in several arm poses.
+        init: Pretrained model to go on from, ``nano`` or a folder; its words and its architecture stay. Null for a
+            fresh one.
         out: Folder.
         vocabulary: Subwords of the tokenizer, beside its location tokens.
         length: Tokens of a question with its answer.
@@ -123,9 +126,14 @@ def pretrain(
         stores, tests = record_all(scenes, recorder, tables, folder / "scenes")
     opened = [EpisodeStore.open(path) for path in stores]
     others = {name: EpisodeStore.open(path) for name, path in (tests or {}).items()}
-    tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
     recipe = replace(model, max_tokens=min(model.max_tokens, length))
-    encoder = _fresh(recipe, tokenizer, *same_body([*opened, *others.values()]), optimization.seed).to(place)
+    cameras, body = same_body([*opened, *others.values()])
+    if init is None:
+        tokenizer = subword_tokenizer(corpus_of(opened), size=vocabulary)
+        encoder = _fresh(recipe, tokenizer, cameras, body, optimization.seed).to(place)
+    else:
+        begun = _continued(init, cameras, body)
+        tokenizer, recipe, encoder = begun.tokenizer, begun.recipe, begun.encoder.to(place)
     mixture = partial(
         Mixture,
         tokenizer=tokenizer,
@@ -140,7 +148,8 @@ def pretrain(
     data = mixture(opened)
     if seeing.optimization is not None:
         _see(encoder, data, seeing, folder, resume)
-    _fit_readout(encoder, data)
+    if init is None:
+        _fit_readout(encoder, data)
     tested = {"heldout": data} | {name: mixture([store], evaluation=True) for name, store in others.items()}
     with torch.random.fork_rng():
         torch.manual_seed(optimization.seed)
@@ -163,6 +172,7 @@ def pretrain(
         watch=watch,
         heldout=heldout,
     )
+    settings |= {} if init is None else {"init": identity_of(init)}
     fingerprints = [store.fingerprint for store in opened]
     loop = TrainLoop(
         name="speak",
@@ -200,8 +210,8 @@ def pretrain(
         "seeing": None if seeing.optimization is None else vars(seeing.optimization),
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
-    cameras = opened[0].embodiment.camera_names
-    made = Pretrained(encoder=encoder.cpu(), tokenizer=tokenizer, recipe=recipe, cameras=cameras, notes=notes)
+    names = opened[0].embodiment.camera_names
+    made = Pretrained(encoder=encoder.cpu(), tokenizer=tokenizer, recipe=recipe, cameras=names, notes=notes)
     path = made.save(folder / "model")
     Pretrained.load(path)  # what cannot be loaded is no result
     (folder / "scores.json").write_text(json.dumps(notes, indent=1, default=str) + "\n")
@@ -257,6 +267,18 @@ def _fresh(recipe: Recipe, tokenizer: Any, cameras: int, body: tuple[int, ...], 
     backbone.pixel_mean = torch.full_like(backbone.pixel_mean[..., :1, :1], MEAN)
     backbone.pixel_std = torch.full_like(backbone.pixel_std, STD)
     return encoder
+
+
+def _continued(init: str, cameras: int, body: tuple[int, ...]) -> Pretrained:
+    """A pretrained model to go on from, with room for the cameras and the pose of these scenes."""
+    begun = Pretrained.load(init)
+    if (len(begun.cameras), tuple(begun.encoder.body)) != (cameras, body):
+        raise ConfigError(
+            f"init={init} has {len(begun.cameras)} cameras and the tool pose at {begun.encoder.body} of the state, "
+            f"these scenes {cameras} and {list(body)}: leave init out"
+        )
+    begun.encoder.train().requires_grad_(True)
+    return begun
 
 
 def _see(encoder: Encoder, data: Mixture, seeing: Seeing, folder: Path, resume: bool) -> None:

@@ -63,16 +63,15 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         disturbance: float = 0.0,
         max_steps: int = 40,
     ) -> None:
-        for family in families:
-            if family not in FAMILIES | SHORT:
-                raise ConfigError(f"no family {family!r} of work. {did_you_mean(family, FAMILIES | SHORT)}")
+        check_families(families)
         for name, share in (("failure", failure), ("drop", drop), ("disturbance", disturbance)):
             if not 0.0 <= share <= 1.0:
                 raise ConfigError(f"expected {name} from 0 to 1, got {share}")
-        self.families, self.split = tuple(families), _checked(split)
+        self.families, self.split = tuple(families), checked_split(split)
         self.failure, self.drop, self.disturbance, self.max_steps = failure, drop, disturbance, max_steps
         self.library = tabletop_skills()
-        self.calls = self.library.calls(universe())
+        self.universe = universe()
+        self.calls = self.library.calls(self.universe)
         self.spec_embodiment = symbolic_spec()
         self.action_space = spaces.Box(WAIT, len(self.calls) - 1, (1,), np.float32)
         self.observation_space = spaces.Dict(
@@ -100,7 +99,7 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw a piece of work."""
         super().reset(seed=seed)
-        split = _checked((options or {}).get("split", self.split))
+        split = checked_split((options or {}).get("split", self.split))
         self.begin(
             sample(self.np_random, families=self.families, held_out=split == "paraphrase"),
             int(self.np_random.integers(2**63)),
@@ -194,7 +193,15 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self.errand
 
 
-def _checked(split: str) -> str:
+def check_families(families: Sequence[str]) -> None:
+    """Raise ConfigError where one is unknown."""
+    for family in families:
+        if family not in FAMILIES | SHORT:
+            raise ConfigError(f"no family {family!r} of work. {did_you_mean(family, FAMILIES | SHORT)}")
+
+
+def checked_split(split: str) -> str:
+    """A kind of wording; ConfigError where there is none of that name."""
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}. {did_you_mean(str(split), SPLITS)}")
     return split

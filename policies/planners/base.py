@@ -212,6 +212,9 @@ class Planner(Protocol):
 class SceneEstimator(Protocol):
     """Says what is there."""
 
+    def reset(self, lane: int) -> None:
+        """Forget what was seen in a lane."""
+
     def estimate(self, observation: Observation, lane: int) -> Scene:
         """The scene of a lane."""
 

@@ -25,6 +25,9 @@ class SceneOf:
     def __init__(self, tell: Callable[[int], Scene]) -> None:
         self.tell = tell
 
+    def reset(self, lane: int) -> None:
+        """There is nothing to forget."""
+
     def estimate(self, observation: Observation, lane: int) -> Scene:
         """The scene now."""
         return self.tell(lane)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...spec import Observation
 from ..intervals import rate
 from .base import Ask, Done, Infeasible
+from .executing import observed
 from .lm.base import LanguageModel
 from .runner import HierarchicalRunner
 from .search import search
@@ -25,13 +25,14 @@ def run_episode(
     observation, info = world.reset(seed=seed, options={"split": split})
     runner.reset(0, seed)
     runner.tell(0, world.errand.past)
-    invalid, truncated = 0, False
-    while not truncated:
-        seen = Observation(state=observation["state"], instruction=observation["instruction"])
+    invalid, over = 0, False
+    while not over:
+        seen = observed(observation, world.spec_embodiment, world.scene.stamp)
         action = runner.act([seen], [0])[0]
         if runner.ended(0) is not None:
             break
-        observation, _, _, truncated, info = world.step(action)
+        observation, _, terminated, truncated, info = world.step(action)
+        over = terminated or truncated
         invalid += info["invalid"]
     ended = runner.ended(0)
     claimed, holds = isinstance(ended, Done), bool(info["success"])
@@ -53,8 +54,9 @@ def run_episode(
         "success": claimed and holds,
         "ever": bool(info["ever"]),
         "goal_share": round(float(info["goal_share"]), 4),
-        "ended": _ending(ended),
+        "ended": _ending(ended) if not info.get("failure") else str(info["failure"]),
         "why": "" if ended is None else str(getattr(ended, "reason", getattr(ended, "question", ""))),
+        "failure": str(info.get("failure", "")),
         "premature": claimed and not holds and not info["ever"],
         "destroyed": not holds and bool(info["ever"]),
         "overrun": ended is None and bool(info["ever"]),

@@ -12,11 +12,13 @@ import gymnasium
 
 from ...console import log, progress, table
 from ...errors import ConfigError
+from ...spec import EmbodimentSpec
+from ..base import Policy
 from .episode import run_episode, summarise
 from .lm.base import LanguageModel
 from .wiring import Factory, TrueGoals, assemble
 
-SETTINGS = ("families", "failure", "drop", "disturbance", "max_steps")
+SETTINGS = ("families", "only", "kinds", "gap", "failure", "drop", "disturbance", "max_steps")
 """What an environment's results depend on."""
 
 
@@ -29,10 +31,16 @@ def evaluate_planner(
     affordance: Factory | None = None,
     fallback: Factory | None = None,
     gate: Factory | None = None,
+    checkpoint: str | None = None,
+    executor: Callable[..., Any] | None = None,
+    eyes: Factory | None = None,
+    success: Factory | None = None,
     termination: str = "two_key",
     look_error: float = 0.05,
     latency: int = 0,
     streak: int = 3,
+    look_every: int = 1,
+    confirm: int = 1,
     episodes: int = 200,
     splits: Mapping[str, float] | None = None,
     seed: int = 1_000_000,
@@ -45,16 +53,23 @@ def evaluate_planner(
 
     Args:
         planner: What says what to do next.
-        env: Symbolic long-horizon work.
+        env: Long-horizon work.
         goals: What says what an instruction comes to; the truth where null.
         lm: Language model of planner and goals.
         affordance: What says how likely skills are to succeed.
         fallback: Planner that is asked when the first proposes nothing that may be done.
         gate: What refuses skills; by default what the scene speaks against.
+        checkpoint: Policy that carries out skills in a world with physics; scripted experts do when null.
+        executor: Turns its chunks into actions.
+        eyes: What reads scenes; the truth is told when null.
+        success: What sees whether a skill is done; the scene's literals say so when null.
         termination: ``two_key``, ``planner`` or ``goal``.
-        look_error: Share of looks at success and at the end that are wrong.
+        look_error: Share of looks at success and at the end that are wrong; in a world with physics nothing is made
+            wrong, but the test of the end takes that many looks to be.
         latency: Steps that a proposal takes to come.
         streak: Looks in a row that end the work although the planner goes on; 0 for never.
+        look_every: Steps between two looks at scene, success and end.
+        confirm: Looks in a row that tell that a skill is done.
         episodes: To run.
         splits: Kind of wording -> share of the episodes.
         seed: First seed; training uses seeds below a million.
@@ -67,9 +82,12 @@ def evaluate_planner(
     world: Any = env().unwrapped
     for name in ("library", "calls", "instructions"):
         if not hasattr(world, name):
-            raise ConfigError(
-                f"planners are compared on symbolic long-horizon work; {type(world).__name__} has no {name}"
-            )
+            raise ConfigError(f"planners are compared on long-horizon work; {type(world).__name__} has no {name}")
+    if (checkpoint or eyes or success) and not hasattr(world, "expert_action"):
+        raise ConfigError(
+            f"checkpoint, eyes and success are for a world with physics; {type(world).__name__} has none. "
+            "Type: env=longhorizon/physical"
+        )
     model = None if lm is None else lm()
     runner, parts = assemble(
         world,
@@ -79,13 +97,23 @@ def evaluate_planner(
         affordance=affordance,
         fallback=fallback,
         gate=gate,
-        options={"termination": termination, "latency": latency, "streak": streak},
+        options={
+            "termination": termination,
+            "latency": latency,
+            "streak": streak,
+            "look_every": look_every,
+            "confirm": confirm,
+        },
         look_error=look_error,
+        policy=load_policy(checkpoint, executor, world.spec_embodiment),
+        eyes=eyes,
+        success=success,
     )
     models = [each for each in (model, getattr(parts["goals"], "lm", None)) if each is not None]
     shares = splits or {"train": 1.0}
     plan = [(seed + k, split) for k, split in enumerate(_spread(shares, episodes))]
-    key = _key(world, parts, termination, look_error, latency, streak)
+    acts = None if checkpoint is None else [digest(checkpoint), repr(getattr(executor, "keywords", executor))]
+    key = _key(world, parts, termination, look_error, latency, streak, look_every, confirm, acts)
     rows = finished(folder / "episodes.jsonl", key, plan)
     if rows:
         log(f"{folder / 'episodes.jsonl'}: going on after {len(rows)} finished episodes")
@@ -112,6 +140,22 @@ def evaluate_planner(
     _show(summary)
     log(f"episodes with every decision: {folder / 'episodes.jsonl'}")
     return 0
+
+
+def load_policy(checkpoint: str | None, executor: Callable[..., Any] | None, spec: EmbodimentSpec) -> Policy | None:
+    """The policy of a checkpoint for one robot; None without one."""
+    if checkpoint is None:
+        return None
+    if executor is None:
+        raise ConfigError("a checkpoint needs what turns its chunks into actions. Type: executor=receding")
+    from ..vla_policy import VLAPolicy
+
+    return executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, batch_size=1))
+
+
+def digest(checkpoint: str) -> str:
+    """Of a checkpoint's weights."""
+    return hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def _spread(shares: Mapping[str, float], count: int) -> list[str]:

@@ -121,6 +121,7 @@ class HierarchicalRunner:
         latency: Steps that a proposal takes to come, for measuring what slow planners cost.
         asynchronous: Ask in a thread of its own; meanwhile the robot goes on, or holds still if it has nothing to do.
         retries: How often the planner is asked anew when all it proposed was refused; it is told why.
+        look_every: Steps between two looks at the scene, the subgoal and the goal, for scenes that cost time to read.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class HierarchicalRunner:
         latency: int = 0,
         asynchronous: bool = False,
         retries: int = 2,
+        look_every: int = 1,
     ) -> None:
         if termination not in TERMINATIONS:
             raise ConfigError(f"expected termination to be one of {TERMINATIONS}, got {termination!r}")
@@ -150,9 +152,10 @@ class HierarchicalRunner:
             raise ConfigError(f"termination={termination} needs a check of the goal; or type termination=planner")
         if termination == "goal" and streak < 1:
             raise ConfigError("termination=goal ends the work by looks in a row: expected streak of at least 1, got 0")
-        if latency < 0 or confirm < 1 or (every is not None and every < 1):
+        if latency < 0 or min(confirm, look_every) < 1 or (every is not None and every < 1):
             raise ConfigError(
-                f"expected latency of at least 0, confirm and every of at least 1, got {latency}, {confirm} and {every}"
+                "expected latency of at least 0, confirm, look_every and every of at least 1, got "
+                f"{latency}, {confirm}, {look_every} and {every}"
             )
         self.planner, self.policy, self.hold = planner, policy, hold
         self.embodiment: EmbodimentSpec = policy.embodiment
@@ -160,7 +163,7 @@ class HierarchicalRunner:
         self.gate, self.fallback, self.termination = gate or Gate(), fallback, termination
         self.evidence, self.confirm = evidence or Evidence(), confirm
         self.streak, self.patience, self.every, self.latency = streak, patience, every, latency
-        self.retries, self.asynchronous = retries, asynchronous
+        self.retries, self.asynchronous, self.look_every = retries, asynchronous, look_every
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner") if asynchronous else None
         self._lanes: dict[int, _Lane] = {}
 
@@ -170,6 +173,8 @@ class HierarchicalRunner:
         """Begin a piece of work."""
         self._lanes[lane] = _Lane(seed=seed)
         self.policy.reset(lane, seed)
+        if self.scenes is not None:
+            self.scenes.reset(lane)
 
     def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
         """Actions (n, a): of the policy where it has a subgoal, else those that hold still."""
@@ -208,6 +213,10 @@ class HierarchicalRunner:
         if state.ended is not None and str(observation.instruction) == state.instruction:
             return None
         state.ended = None  # another instruction, or the answer to a question
+        busy = state.subgoal is not None or state.verifying
+        if busy and state.step % self.look_every and str(observation.instruction) == state.instruction:
+            state.step += 1
+            return state.subgoal
         context = self._context(observation, lane)
         state.step += 1
         finished = False

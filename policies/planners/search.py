@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...symbols import Effect, Facts, Literal, Scene, SkillCall, SkillLibrary
 
@@ -171,3 +172,22 @@ def _could_be(pattern: Literal, literal: Literal) -> bool:
 
 def _unmet(facts: Facts, goal: Sequence[Literal]) -> list[Literal]:
     return [p for p in goal if (Literal(p.pred, p.args) in facts) != p.value]
+
+
+class OfLength:
+    """Says whether a piece of work takes so many skills at least and at most, by the shortest plan.
+
+    Args:
+        least, most: Skills.
+    """
+
+    def __init__(self, *, least: int = 1, most: int = 99) -> None:
+        self.least, self.most = least, most
+
+    def __call__(self, library: SkillLibrary, work: Any) -> bool:
+        """Whether `work`, with a ``scene`` and ``goals``, does."""
+        found = search(library, work.scene, work.goals).calls
+        return found is not None and self.least <= len(found) <= self.most
+
+    def __repr__(self) -> str:
+        return f"OfLength({self.least}, {self.most})"

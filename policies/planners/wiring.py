@@ -6,10 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...symbols import Thing
+from ..base import Policy
+from .asking import Kinds
 from .base import GoalChecker, PlanContext, SuccessDetector
 from .calls import CallPolicy, wait
 from .detectors import Erring, LiteralGoal, LiteralSuccess, SceneOf
 from .evidence import Evidence
+from .executing import ScriptedSkills, holding
 from .gate import Gate
 from .goals import goals_of
 from .lm.base import LanguageModel
@@ -36,24 +40,44 @@ def assemble(
     gate: Factory | None,
     options: Mapping[str, Any],
     look_error: float,
+    policy: Policy | None = None,
+    eyes: Factory | None = None,
+    success: Factory | None = None,
 ) -> tuple[HierarchicalRunner, dict[str, Any]]:
-    """A runner in a symbolic world, and the parts that it is made of."""
-    parts: dict[str, Any] = {"library": world.library, "lm": lm}
+    """A runner in a world of long-horizon work, and the parts that it is made of.
+
+    Args:
+        world: Symbolic, kinematic or physical.
+        planner, goals, lm, affordance, fallback, gate, options: Of the runner; `options` are its other arguments.
+        look_error: Share of looks that the test of the end takes to be wrong; where the truth is looked at, looks are
+            made wrong as often.
+        policy: Carries out skills; in a physical world scripted experts do where None.
+        eyes: Reads scenes; the truth is told where None.
+        success: Sees whether a skill is done; the literals of the scene say so where None.
+    """
+    physical = hasattr(world, "expert_action")
+    parts: dict[str, Any] = {"library": world.library, "lm": lm, "kinds": Kinds(things=universe_of(world))}
     parts["goals"] = wired(goals, parts) if goals is not None else TrueGoals(world)
     parts["affordance"] = wired(affordance, parts) if affordance is not None else None
-    success: SuccessDetector = LiteralSuccess()
+    scenes = SceneOf(lambda lane: world.scene) if eyes is None else wired(eyes, parts)
+    detector: SuccessDetector = LiteralSuccess() if success is None else wired(success, parts)
     goal: GoalChecker = LiteralGoal(goals=parts["goals"])
-    if look_error > 0.0:
-        success = Erring(inner=LiteralSuccess(), false_positive=look_error, false_negative=look_error, salt=1)
+    if look_error > 0.0 and not physical:
+        detector = Erring(inner=LiteralSuccess(), false_positive=look_error, false_negative=look_error, salt=1)
         inner = LiteralGoal(goals=parts["goals"])
         goal = Erring(inner=inner, false_positive=look_error, false_negative=look_error, salt=2)
     rate_of_error = max(look_error, 0.01)
+    if policy is None:
+        embodiment = world.spec_embodiment
+        policy = (
+            ScriptedSkills(world) if physical else CallPolicy(instructions=world.instructions, embodiment=embodiment)
+        )
     runner = HierarchicalRunner(
         planner=wired(planner, parts),
-        policy=CallPolicy(instructions=world.instructions, embodiment=world.spec_embodiment),
-        hold=wait,
-        scenes=SceneOf(lambda lane: world.scene),
-        detector=success,
+        policy=policy,
+        hold=holding(world.spec_embodiment) if physical else wait,
+        scenes=scenes,
+        detector=detector,
         goal=goal,
         gate=wired(gate, parts) if gate is not None else Gate(),
         fallback=wired(fallback, parts) if fallback is not None else None,
@@ -61,7 +85,13 @@ def assemble(
         **options,
     )
     made = {"planner": runner.planner, "goals": parts["goals"], "affordance": parts["affordance"]}
+    made |= {"eyes": None if eyes is None else scenes, "success": None if success is None else detector}
     return runner, made | {"fallback": runner.fallback, "gate": runner.gate, "lm": lm}
+
+
+def universe_of(world: Any) -> tuple[Thing, ...]:
+    """Everything that could be on a world's table."""
+    return tuple(getattr(world, "universe", ()))
 
 
 class TrueGoals:

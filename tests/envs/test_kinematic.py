@@ -74,13 +74,13 @@ def test_things_are_where_the_facts_say(shown):
             thing, place = fact.args
             at = sim.data.body(thing).xpos
             if place == "table":
-                assert at[2] == pytest.approx(shown._item(thing).height, abs=1e-6)
+                assert at[2] == pytest.approx(shown.layout.item(thing).height, abs=1e-6)
             elif shown.errand_kind(place) == "cube":
                 np.testing.assert_allclose(at[:2], sim.data.body(place).xpos[:2], atol=1e-6)
                 assert at[2] > sim.data.body(place).xpos[2] + 0.03
             elif shown.errand_kind(place) in ("bowl", "zone"):
                 assert np.linalg.norm(at[:2] - sim.data.body(place).xpos[:2]) < 0.03
-        if "drawer" in shown._spots:
+        if any(item.kind == "drawer" for item in shown.layout.items):
             assert (sim.drawer_opening > 0.05) == (Literal("open", ("drawer",)) in shown.facts)
 
 

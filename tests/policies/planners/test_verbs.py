@@ -107,7 +107,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_depends_on_nothing_else(
         (["planner=default", "env.families=[sorts]"], "Did you mean 'sort'"),
         (["planner=default", "lm.folder=/nowhere"], "no language model at /nowhere"),
         (["planner=default", "splits={train: -1.0}"], "shares that are positive"),
-        (["planner=default", "env=tabletop/place"], "planners are compared on symbolic"),
+        (["planner=default", "env=tabletop/place"], "planners are compared on long-horizon work"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, words, told):

@@ -1,0 +1,168 @@
+"""Single skills of long-horizon work as tasks: recorded, trained and evaluated like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import ConfigError, did_you_mean
+from ...sim.scene import OBJECT_KINDS
+from ...sim.scene import Scene as Table
+from ...sim.simulation import Simulation
+from ...sim.world import DRAWER_TRAVEL
+from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
+from ..language import Phrasings
+from ..tasks.base import OFF_TABLE, Episode, fallen, sample_tool
+from .domain import place_of, tabletop_skills
+from .experts import expert
+from .families import sample
+from .layout import Layout
+from .measure import measured
+
+MOST = 8
+"""Things at most on a table: labels of scenes have room for as many."""
+BEFORE = 4
+"""Skills at most that were done before the one that is asked for."""
+TOWER, FULL = 3, {"bowl": 1, "drawer": 1}
+"""Cubes at most in a tower, and things in a bowl or in the drawer before one more is put there."""
+BOWL = 0.056
+"""Radius of bowls [m]: fingers must have room in them."""
+LEAST = 0.02
+"""Least room between things for fingers [m]."""
+RETREATED = 0.14
+"""Height of the tool at which a skill is over [m]: the camera sees the table again."""
+
+
+class SkillTask:
+    """One skill, on a table as it comes up in long-horizon work.
+
+    Success: what tells the skill's success holds, and the tool is away from the table. The episode is lost when
+    something leaves the table.
+
+    Args:
+        skill: Of `tabletop_skills`.
+        families: Work whose tables are drawn; all when empty.
+        kinds: Movable things that may be on the table.
+        gap: Between things on the table, where there is room [m].
+        possible: Share of episodes in which the skill can be done; the others are for learning when it cannot.
+        max_steps: Of an episode.
+    """
+
+    def __init__(
+        self,
+        *,
+        skill: str,
+        families: tuple[str, ...] = (),
+        kinds: tuple[str, ...] = ("cube", "cylinder"),
+        gap: float = 0.03,
+        possible: float = 1.0,
+        max_steps: int = 100,
+    ) -> None:
+        self.library: SkillLibrary = tabletop_skills()
+        if skill not in self.library.skills:
+            raise ConfigError(f"no skill {skill!r}. {did_you_mean(skill, self.library.skills)}")
+        self.name, self.families, self.kinds = skill, tuple(families), tuple(kinds)
+        self.gap, self.max_steps, self.possible = gap, max_steps, possible
+        text = self.library.skills[skill].instruction
+        roles = {"x": "{object}", "y": "{goal}"}
+        self.phrasings = Phrasings(train=(text.format(**roles),), paraphrase=(text.format(**roles),))
+
+    def sample(self, rng: np.random.Generator, split: str) -> Episode:
+        """A table on which some skills were done before, and a call of the skill that is possible there."""
+        while True:
+            scene, call = self._state(rng)
+            try:
+                layout = Layout.draw(rng, scene.things, gap=self.gap, least=LEAST, bowl=BOWL, lane=True)
+            except ConfigError:
+                continue
+            break
+        places = {f.args[0]: f.args[1] for f in sorted(scene.facts) if f.pred in ("on", "in")}
+        opening = DRAWER_TRAVEL if Literal("open", ("drawer",)) in scene.facts else 0.0
+        items = layout.placed(places, opening)
+        first, last = call.args[0], call.args[-1]
+        return Episode(
+            scene=Table(items=items),
+            instruction=call.instruction,
+            roles={"object": first, "goal": last},
+            tool_start=self._tool(rng, items),
+            drawer_start=opening,
+        )
+
+    def success(self, sim: Simulation, episode: Episode) -> bool:
+        """Whether the skill is done and the tool away."""
+        return bool(sim.tool_position[2] > RETREATED) and self.done(sim, self.call(episode))
+
+    def failure(self, sim: Simulation, episode: Episode) -> str:
+        """Something left the table."""
+        return OFF_TABLE if any(fallen(sim, i.name) for i in sim.scene.items if i.kind in OBJECT_KINDS) else ""
+
+    def expert(self, sim: Simulation, episode: Episode) -> tuple[np.ndarray, float]:
+        """Of the skill."""
+        call = self.call(episode)
+        return expert(sim, call, self.done(sim, call))
+
+    def call(self, episode: Episode) -> SkillCall:
+        """What is asked for."""
+        args = (episode.roles["object"], episode.roles["goal"])
+        return self.library.call(self.name, *args[: len(self.library.skills[self.name].params)])
+
+    @staticmethod
+    def done(sim: Simulation, call: SkillCall) -> bool:
+        """Whether what tells the skill's success holds."""
+        return _holds(measured(sim, was_open=call.spec.name == "close"), call)
+
+    # -- drawing -------------------------------------------------------------------------------------------------------
+
+    def _state(self, rng: np.random.Generator) -> tuple[Scene, SkillCall]:
+        while True:
+            scene = sample(rng, families=self.families).scene
+            if len(scene.things) > MOST + 1:  # the table is one
+                continue
+            if any(t.kind in OBJECT_KINDS and t.kind not in self.kinds for t in scene.things):
+                continue
+            facts = scene.facts
+            for _ in range(int(rng.integers(0, BEFORE + 1))):
+                options = self._options(scene, facts)
+                names = sorted({call.spec.name for call in options})
+                if names:
+                    name = names[int(rng.integers(len(names)))]  # one kind of skill is as likely as another
+                    alike = [call for call in options if call.spec.name == name]
+                    facts = alike[int(rng.integers(len(alike)))].apply(facts)
+            if self.possible >= 1.0 or rng.random() < self.possible:
+                options = [c for c in self._options(scene, facts) if c.spec.name == self.name]
+            else:
+                options = [c for c in self.library.calls(scene.things) if c.spec.name == self.name]
+                options = [c for c in options if not c.applicable(facts) and not _holds(facts, c)]
+            if options:
+                call = options[int(rng.integers(len(options)))]
+                return Scene(things=scene.things, facts=facts), call
+
+    def _options(self, scene: Scene, facts: Facts) -> list[SkillCall]:
+        """What can be done and does not pile too much up."""
+        now = Scene(things=scene.things, facts=facts)
+        return [c for c in self.library.calls(scene.things) if c.applicable(facts) and _sensible(now, c)]
+
+    @staticmethod
+    def _tool(rng: np.random.Generator, items: tuple) -> tuple[float, float, float]:  # type: ignore[type-arg]
+        """Where the tool starts: anywhere, or low over something, as after the skill before."""
+        if rng.random() < 0.5:
+            return sample_tool(rng)
+        item = items[int(rng.integers(len(items)))]
+        height = float(rng.uniform(0.14, 0.2))
+        y = item.y - 0.16 if item.kind == "drawer" else item.y
+        return float(np.clip(item.x, 0.2, 0.45)), float(np.clip(y, -0.2, 0.2)), height
+
+
+def _holds(facts: Facts, call: SkillCall) -> bool:
+    return all((Literal(s.pred, s.args) in facts) == s.value for s in call.success)
+
+
+def _sensible(scene: Scene, call: SkillCall) -> bool:
+    if call.spec.name in ("place_in", "store"):
+        within = [f for f in scene.facts if f.pred == "in" and f.args[1] == call.args[1]]
+        return len(within) < FULL[scene.names[call.args[1]].kind]
+    if call.spec.name == "stack":
+        height, below = 2, call.args[1]
+        while scene.names[place := place_of(scene, below)].kind == "cube":
+            below, height = place, height + 1
+        return height <= TOWER and scene.names[place].kind == "table"
+    return True

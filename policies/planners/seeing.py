@@ -1,0 +1,144 @@
+"""Scenes and success as a vision-language model sees them, by the answers that it gives to questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...spec import Observation
+from ...symbols import Facts, Literal, Scene, Thing
+from ...vla.pretrained import Pretrained, identity_of
+from ...vla.weigh import AnswerScorer
+from .asking import DRAWER, GRIPPER, TABLE, Kinds, holders, question
+from .base import LanguageSubgoal, PlanContext, Subgoal, Verdict
+
+
+@dataclass
+class _Seen:
+    """What is believed of one lane."""
+
+    things: tuple[Thing, ...] = ()
+    drawer_open: bool = False
+    hidden: dict[str, bool] = field(default_factory=dict)
+    """Things last seen in the drawer; True while it is closed on them."""
+
+
+class SeenScenes:
+    """Reads scenes by asking a vision-language model what there is, what each thing is in or on, and of the drawer.
+
+    What is there is asked once, when a lane begins with a free view; things do not come and go. What was last seen in
+    the drawer is in it while it is closed.
+
+    Args:
+        model: `Pretrained`, or where it is.
+        kinds: Of the world.
+        present: Least probability of a thing that is there.
+    """
+
+    def __init__(self, *, model: Pretrained | str, kinds: Kinds, present: float = 0.5) -> None:
+        self.identity = identity_of(model) if isinstance(model, str) else ""
+        self.model = Pretrained.load(model) if isinstance(model, str) else model
+        self.ask, self.kinds, self.present = AnswerScorer(self.model), kinds, present
+        self._lanes: dict[int, _Seen] = {}
+
+    def reset(self, lane: int) -> None:
+        """Forget what was seen in a lane."""
+        self._lanes.pop(lane, None)
+
+    def estimate(self, observation: Observation, lane: int) -> Scene:
+        """The scene as it looks."""
+        images = views(observation, self.model.cameras)
+        if lane not in self._lanes:
+            self._lanes[lane] = _Seen(things=self._present(images))
+        seen = self._lanes[lane]
+        movable = [t for t in seen.things if t.kind in self.kinds.movable]
+        answers = [holders(thing, seen.things, self.kinds) for thing in movable]
+        asked = [(f"what is the {t.name} in or on?", names) for t, names in zip(movable, answers)]
+        has_drawer = any(t.kind == DRAWER for t in seen.things)
+        weights = self.ask(images, [*asked, *([("is the drawer open?", ("yes", "no"))] if has_drawer else [])])
+        open_p = float(weights[-1][0]) if has_drawer else 0.0
+        seen.drawer_open = open_p > 0.5
+        places: dict[str, tuple[str, float]] = {}
+        for thing, names, weight in zip(movable, answers, weights):
+            best = int(np.argmax(weight))
+            place, p = names[best], float(weight[best])
+            if seen.hidden.get(thing.name) and not seen.drawer_open:
+                place, p = DRAWER, 1.0
+            if place != GRIPPER:
+                places[thing.name] = (place, p)
+        inside = {name for name, (place, _) in places.items() if place == DRAWER}
+        seen.hidden = dict.fromkeys(inside, not seen.drawer_open)
+        facts, confidence = self._facts(seen, places)
+        if has_drawer:
+            confidence[Literal("open", (DRAWER,))] = max(open_p, 1.0 - open_p)
+        return Scene(
+            things=seen.things, facts=facts, confidence=confidence, source="vlm", stamp=float(observation.timestamp)
+        )
+
+    def _present(self, images: Sequence[np.ndarray]) -> tuple[Thing, ...]:
+        found = []
+        asked = [t for t in self.kinds.things if t.kind not in (TABLE, DRAWER)]
+        weights = self.ask(images, [(f"is there a {t.name}?", ("yes", "no")) for t in asked])
+        found += [t for t, weight in zip(asked, weights) if weight[0] > self.present]
+        drawers = [t for t in self.kinds.things if t.kind == DRAWER]
+        if drawers and self.ask(images, [("is there a drawer?", ("yes", "no"))])[0][0] > 0.5:
+            found += drawers
+        return (*found, *(t for t in self.kinds.things if t.kind == TABLE))
+
+    def _facts(self, seen: _Seen, places: dict[str, tuple[str, float]]) -> tuple[Facts, dict[Literal, float]]:
+        kinds = {t.name: t.kind for t in seen.things}
+        facts = {Literal("clear", (t.name,)) for t in seen.things if t.kind not in self.kinds.inside}
+        confidence: dict[Literal, float] = {}
+        if seen.drawer_open:
+            facts.add(Literal("open", (DRAWER,)))
+        for name, (place, p) in places.items():
+            within = kinds[place] in self.kinds.inside
+            fact = Literal("in" if within else "on", (name, place))
+            facts.add(fact)
+            confidence[fact] = p
+            if within:
+                facts.add(Literal("inside", (name,)))
+            if place == DRAWER and not seen.drawer_open:
+                facts.add(Literal("hidden", (name,)))
+            if not within and place != TABLE:
+                facts.discard(Literal("clear", (place,)))
+        return frozenset(facts), confidence
+
+
+class SeenSuccess:
+    """Whether a skill is done, by asking a vision-language model about each literal that tells so.
+
+    Args:
+        model: `Pretrained`, or where it is.
+        kinds: Of the world.
+        threshold: Least probability that all literals hold.
+    """
+
+    def __init__(self, *, model: Pretrained | str, kinds: Kinds, threshold: float = 0.5) -> None:
+        self.identity = identity_of(model) if isinstance(model, str) else ""
+        self.model = Pretrained.load(model) if isinstance(model, str) else model
+        self.ask, self.kinds, self.threshold = AnswerScorer(self.model), kinds, threshold
+
+    def check(self, context: PlanContext, subgoal: Subgoal, lane: int) -> Verdict:
+        """From the picture of this moment alone."""
+        if not isinstance(subgoal, LanguageSubgoal) or subgoal.call is None:
+            raise ConfigError("only skills of the library have literals that tell their success")
+        things = self.kinds.things if context.scene is None else context.scene.things
+        images = views(context.observation, self.model.cameras)
+        p = 1.0
+        for literal in subgoal.call.success:
+            text, answers, right = question(literal, things, self.kinds)
+            weight = float(self.ask(images, [(text, answers)])[0][right])
+            p *= weight if literal.value else 1.0 - weight
+        return Verdict(ok=p > self.threshold, p=p, source="vlm")
+
+
+def views(observation: Observation, cameras: Sequence[str]) -> list[np.ndarray]:
+    """Pictures of an observation in the order of a model's cameras."""
+    missing = [name for name in cameras if name not in observation.images]
+    if missing:
+        raise ConfigError(f"the model looks through {list(cameras)}, the observation lacks {missing}")
+    return [np.asarray(observation.images[name]) for name in cameras]
