@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pull": ("pull", "copy an episode store from there"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train-lm": ("train_lm", "train the tiny language model of the planners"),
+    "train-latent": ("train_latent", "train a slow vision-language model and a fast policy that share a latent"),
     "train-judge": ("train_judge", "learn what a policy's skills can do, and when they are done"),
     "train": ("train", "train a backbone and an action head on episode stores"),
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),

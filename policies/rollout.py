@@ -77,7 +77,8 @@ def rollout(
             for lane, seed in zip(free, started):
                 lanes[lane] = _Running(seed, str(observation["instruction"][lane]))
         active = sorted(lanes)
-        seen = [observation_of(observation, lane, policy.embodiment) for lane in active]
+        hz = policy.embodiment.control_hz
+        seen = [observation_of(observation, k, policy.embodiment, len(lanes[k].actions) / hz) for k in active]
         chosen = policy.act(seen, active)
         actions = np.zeros((env.num_envs, policy.embodiment.action.dim), np.float32)
         actions[active] = chosen
@@ -111,12 +112,13 @@ class _Running:
         )
 
 
-def observation_of(batch: Mapping[str, Any], lane: int, spec: EmbodimentSpec) -> Observation:
-    """One lane of a vector environment's observation."""
+def observation_of(batch: Mapping[str, Any], lane: int, spec: EmbodimentSpec, timestamp: float = 0.0) -> Observation:
+    """One lane of a vector environment's observation, `timestamp` [s] after the episode's beginning."""
     return Observation(
         images={name: np.asarray(batch[name][lane]) for name in spec.camera_names},
         state=np.asarray(batch["state"][lane], np.float32),
         instruction=str(batch["instruction"][lane]),
+        timestamp=timestamp,
     )
 
 
