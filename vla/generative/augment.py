@@ -24,22 +24,6 @@ def relight(
     return (images * gain.to(images) + shift.to(images)).clamp(-1.0, 1.0)
 
 
-def jog(
-    images: Float[Tensor, "b n 3 height width"], generator: torch.Generator, most: int
-) -> Float[Tensor, "b n 3 height width"]:
-    """Images moved by up to `most` pixels each way, edges repeated; each camera for itself."""
-    if most <= 0:
-        return images
-    b, n, _, height, width = images.shape
-    padded = F.pad(images.flatten(0, 1), (most,) * 4, mode="replicate")
-    offset = torch.randint(2 * most + 1, (b * n, 2), generator=generator)
-    rows = (offset[:, :1] + torch.arange(height)).to(images.device)
-    columns = (offset[:, 1:] + torch.arange(width)).to(images.device)
-    index = torch.arange(b * n, device=images.device)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2).reshape(images.shape)
-
-
 def blur(
     images: Float[Tensor, "b n 3 height width"], sigma: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n 3 height width"]:
@@ -58,7 +42,9 @@ def blur(
 def degrade(
     images: Float[Tensor, "b n 3 height width"], generator: torch.Generator, amount: float = 1.0
 ) -> Float[Tensor, "b n 3 height width"]:
-    """Images as a generator might have made them: another light, moved by a pixel, blurred, noisy.
+    """Images as a generator might have made them: another light, blurred, noisy.
+
+    They are not moved: a pixel of a small image is a centimetre on the table.
 
     Args:
         images: Pixels from -1 to 1.
@@ -68,8 +54,7 @@ def degrade(
     if amount <= 0.0:
         return images
     b = len(images)
-    changed = jog(relight(images, generator, 0.15 * amount), generator, round(amount))
-    changed = blur(changed, 0.9 * amount * torch.rand(b, generator=generator))
+    changed = blur(relight(images, generator, 0.15 * amount), 0.9 * amount * torch.rand(b, generator=generator))
     strength = 0.08 * amount * torch.rand(b, 1, 1, 1, 1, generator=generator)
     noise = torch.randn(images.shape, generator=generator)
     return (changed + (strength * noise).to(images)).clamp(-1.0, 1.0)

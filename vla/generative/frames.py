@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ...console import progress
 from ...datasets.sampler import ShuffledSampler
+from ...datasets.schema import EXECUTED
 from ...datasets.store import EpisodeStore
 from ...errors import ConfigError
 from ..sources import open_sources
@@ -51,7 +52,8 @@ class FrameData:
         store: Where they come from; full-size images are decoded from it when they are needed.
         small: uint8 (N, n, size, size, 3), n cameras in the embodiment's order.
         state: float32 (N, s).
-        action: float32 (N, a).
+        action: float32 (N, a), what was right.
+        executed: float32 (N, a), what was done: demonstrations may be disturbed on purpose.
         owner: Episode of each frame, int64 (N,).
         last: Last frame of its episode, int64 (N,).
         training, testing: Frames to train on, and those of episodes that are kept back.
@@ -61,6 +63,7 @@ class FrameData:
     small: Tensor
     state: Tensor
     action: Tensor
+    executed: Tensor
     owner: np.ndarray
     last: np.ndarray
     training: np.ndarray
@@ -87,11 +90,17 @@ class FrameData:
                     small[start : start + len(rows), k] = shrink(torch.from_numpy(store.read_images(camera, rows)), size)
                 bar.update(len(rows))
         owner = np.repeat(np.arange(store.num_episodes), np.diff(store.offsets))
+        action = torch.from_numpy(store.lowdim("action").astype(np.float32))
+        executed = action
+        if EXECUTED in store.schema.fields:
+            told = torch.from_numpy(store.lowdim(EXECUTED).astype(np.float32))
+            executed = torch.where(told.isfinite(), told, action)  # a merged store may lack it in some episodes
         return cls(
             store=store,
             small=small,
             state=torch.from_numpy(store.lowdim("state").astype(np.float32)),
-            action=torch.from_numpy(store.lowdim("action").astype(np.float32)),
+            action=action,
+            executed=executed,
             owner=owner,
             last=np.asarray(store.offsets[1:])[owner] - 1,
             training=store.episode_frames(list(source.training)),
@@ -106,11 +115,18 @@ class FrameData:
         """Frames `steps` later; at its end an episode's last frame repeats, which teaches to stay there."""
         return np.minimum(now + steps, self.last[now])
 
-    def chunk(self, now: np.ndarray, horizon: int) -> tuple[Tensor, Tensor]:
-        """Actions (b, h, a) from frames on, and False (b, h) where an episode is over."""
+    def chunk(self, now: np.ndarray, horizon: int, done: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Actions (b, h, a) from frames on, and False (b, h) where an episode is over.
+
+        The first `done` (b,) rows say what was executed, the others what was right.
+        """
         steps = now[:, None] + np.arange(horizon)
-        inside = np.minimum(steps, self.last[now][:, None])
-        return self.action[torch.from_numpy(inside)], torch.from_numpy(steps == inside)
+        inside = torch.from_numpy(np.minimum(steps, self.last[now][:, None]))
+        chunk = self.action[inside]
+        if done is not None:
+            rows = torch.from_numpy(np.arange(horizon) < done[:, None])
+            chunk = torch.where(rows[:, :, None], self.executed[inside], chunk)
+        return chunk, torch.from_numpy(steps) == inside
 
     def images(self, now: np.ndarray) -> Tensor:
         """Full-size images uint8 (b, n, height, width, 3)."""

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ...spec import EmbodimentSpec
 from ..heads.base import Context, HeadInputs
 from ..recipe import instantiate
-from .augment import degrade, jog, relight
+from .augment import degrade, relight
 from .frames import to_unit
 
 STILL = 1e-4
@@ -152,7 +152,7 @@ class GoalPolicy(nn.Module):
         now, wanted = to_unit(images), to_unit(goal)
         scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
         if augment > 0.0:
-            now = jog(relight(now, generator, 0.15 * augment), generator, round(augment))
+            now = relight(now, generator, 0.15 * augment)
             scaled = scaled + 0.02 * augment * torch.randn(scaled.shape, generator=generator).to(scaled)
         wanted = degrade(wanted, generator, goal_augment)
         target = (actions - self.get_buffer("action_mean")) / self.get_buffer("action_scale")
