@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train-lm": ("train_lm", "train the tiny language model of the planners"),
     "train-latent": ("train_latent", "train a slow vision-language model and a fast policy that share a latent"),
     "train-judge": ("train_judge", "learn what a policy's skills can do, and when they are done"),
+    "train-visual": ("train_visual", "train generated image subgoals and a policy that reaches them (SuSIE)"),
+    "train-video": ("train_video", "train generated videos and inverse dynamics that follow them (UniPi)"),
     "train": ("train", "train a backbone and an action head on episode stores"),
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
@@ -48,7 +50,10 @@ VERBS: dict[str, tuple[str, str]] = {
 COMPLETION = "completion"
 # A verb that does another thing when one of these groups is chosen: verb -> (words begin with, config).
 VARIANTS: dict[str, dict[tuple[str, ...], str]] = {
-    "eval": {("planner=", "planner@"): "eval_planner"},
+    "eval": {
+        ("planner=visual", "planner=video"): "eval_subgoals",
+        ("planner=", "planner@"): "eval_planner",
+    },
     "record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"},
 }
 # What may be typed without its name: verb -> option.

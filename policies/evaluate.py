@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv
 from ..console import human_time, log, progress, require_disk, table
 from ..errors import ConfigError, did_you_mean
 from ..spec import EmbodimentSpec, Observation
+from ..vla.generative.folder import kind_of
 from .base import Policy
 from .intervals import rate
 from .report_words import SPLIT_NAMES
@@ -40,6 +41,7 @@ def evaluate(
     seed: int = 1_000_000,
     num_envs: int = 8,
     control: str = "none",
+    planner: Callable[..., Any] | None = None,
     videos: int = 4,
     report: bool = True,
     device: str = "cpu",
@@ -50,7 +52,7 @@ def evaluate(
     typed again after an interruption, the command goes on from there.
 
     Args:
-        checkpoint: Folder of the checkpoint.
+        checkpoint: Folder of the checkpoint: of a policy, or of ``brachium train-visual`` or ``train-video``.
         executor: Turns chunks into actions.
         vector: Makes a vector environment from factories.
         suite: Task name -> environment factory.
@@ -61,6 +63,7 @@ def evaluate(
         seed: First seed; demonstrations use seeds below a million.
         num_envs: Environments at once.
         control: ``none``, or an honesty check: ``shuffle`` or ``blind``.
+        planner: Makes the planner over a checkpoint that generates subgoals; null for the one of its kind.
         videos: Videos a task, failures first; 0 for none.
         report: Write a self-contained report.html.
         device: Where the model runs.
@@ -73,7 +76,7 @@ def evaluate(
     limits, spec = {}, None
     for name, make in tasks.items():
         limits[name], spec = _look_at(make, spec)
-    policy = executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device))
+    policy = _policy(checkpoint, executor, planner, spec, device)
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
     key = _run_key(checkpoint, policy, control)
@@ -91,6 +94,9 @@ def evaluate(
     summary["settings"] = {"episodes": episodes, "seed": seed, "splits": shares, "num_envs": num_envs, "device": device}
     summary["command"] = _typed()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    album = getattr(policy, "album", None)
+    if album is not None and (pictures := album.write(folder / "subgoals.png")) is not None:
+        log(f"generated subgoals: {pictures}")
     if videos:
         from .video import record_videos
 
@@ -101,6 +107,26 @@ def evaluate(
 
         log(f"report: {write_report(folder, Path(checkpoint))}")
     return 0
+
+
+def _policy(
+    checkpoint: str,
+    executor: Callable[..., Policy],
+    planner: Callable[..., Any] | None,
+    spec: EmbodimentSpec | None,
+    device: str,
+) -> Policy:
+    """What acts: a checkpoint's policy, or a planner over one that generates subgoals."""
+    if kind_of(checkpoint) is not None:
+        from .planners.subgoals import SubgoalRunner
+
+        return SubgoalRunner.from_checkpoint(checkpoint, executor, planner, spec)
+    if planner is not None:
+        raise ConfigError(
+            f"{checkpoint} generates no subgoals: expected a checkpoint of brachium train-visual or train-video beside "
+            "planner=visual or planner=video"
+        )
+    return executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device))
 
 
 def _tasks(

@@ -39,10 +39,10 @@ def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, A
     folder = Path(folder)
     run = read_run(folder, Path(checkpoint) if checkpoint else None, extra)
     filters: dict[str, Callable[..., Any]] = {"percent": percent, "interval": interval, "label": label}
-    return write_html(folder / "report.html", __package__, "report.html.jinja", _content(run, checkpoint), filters)
+    return write_html(folder / "report.html", __package__, "report.html.jinja", _content(run, folder, checkpoint), filters)
 
 
-def _content(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+def _content(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     """Everything that the template shows."""
     from markupsafe import Markup
 
@@ -62,6 +62,7 @@ def _content(run: Run, checkpoint: Path | None) -> dict[str, Any]:
         "success_plot": Markup(success_plot(run)),
         "videos": videos,
         "videos_left_out": left_out,
+        "subgoals": _picture(folder / "subgoals.png"),
         "curves": [(title, Markup(svg), caption) for title, svg, caption in training_plots(run)],
         "steps": [(task, Markup(steps_plot(run, task)), _steps_caption(run, task)) for task in run.tasks],
         "wordings": failing(grouped(run.rows, lambda r: (r["task"], wording(str(r["instruction"])))), MOST),
@@ -71,6 +72,11 @@ def _content(run: Run, checkpoint: Path | None) -> dict[str, Any]:
         "facts": facts(run),
         "command": _command(run),
     }
+
+
+def _picture(path: Path) -> str:
+    """A picture as base64; empty where there is none."""
+    return base64.b64encode(path.read_bytes()).decode() if path.exists() else ""
 
 
 def _subtitle(run: Run) -> str:

@@ -122,7 +122,7 @@ def save_checkpoint(path: Path, model: VLAModel, goldens: Sequence[Golden], meta
             temporary / "golden" / f"{golden.embodiment}.safetensors",
             {"instructions": json.dumps(list(golden.observation.instruction)), "embodiment": golden.embodiment},
         )
-    _dump(temporary / "meta.json", {"format": FORMAT, **versions(), "sha256": _checksums(temporary), **meta})
+    _dump(temporary / "meta.json", {"format": FORMAT, **versions(), "sha256": checksums(temporary), **meta})
     replace_folder(path, temporary)
     return path
 
@@ -215,7 +215,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", verify: bool = Tru
     model.eval()
     if verify:
         verify_golden(model, path)
-        now = _checksums(path)
+        now = checksums(path)
         edited = [name for name, digest in meta.get("sha256", {}).items() if now.get(name) != digest]
         if edited:
             raise CheckpointError(f"{path}: {edited} are not the files that were saved; verify=False loads them anyway")
@@ -299,7 +299,7 @@ def versions() -> dict[str, Any]:
     return {"versions": {name: version(name) for name in names}}
 
 
-def _checksums(path: Path) -> dict[str, str]:
+def checksums(path: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but meta.json, by its name in the folder."""
     result = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "meta.json"):

@@ -34,7 +34,7 @@ class LanguageSubgoal:
     call: SkillCall | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSubgoal:
     """Make it look like this: camera -> uint8 (height, width, 3), within `horizon` steps."""
 
@@ -43,7 +43,7 @@ class ImageSubgoal:
     text: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VideoSubgoal:
     """Follow these frames: camera -> uint8 (frames, height, width, 3), `steps` of control apart."""
 
@@ -52,7 +52,7 @@ class VideoSubgoal:
     text: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LatentSubgoal:
     """Act on this: float32 (tokens, width), made of what was seen at `stamp` [s], worth `ttl_s` [s]."""
 

@@ -20,6 +20,7 @@ from .base import (
     Candidate,
     Done,
     GoalChecker,
+    ImageSubgoal,
     Infeasible,
     LanguageSubgoal,
     Outcome,
@@ -31,6 +32,7 @@ from .base import (
     StepRecord,
     Subgoal,
     SuccessDetector,
+    VideoSubgoal,
     Violation,
     describe,
     subgoal_row,
@@ -285,6 +287,10 @@ class HierarchicalRunner:
 
     def _limit(self, subgoal: Subgoal) -> int:
         """Steps of control that a subgoal may take."""
+        if isinstance(subgoal, ImageSubgoal):
+            return max(1, subgoal.horizon)
+        if isinstance(subgoal, VideoSubgoal):
+            return max(1, subgoal.steps * min(len(frames) for frames in subgoal.frames.values()))
         seconds = DEFAULT_LIMIT_S
         if isinstance(subgoal, LanguageSubgoal) and subgoal.call is not None:
             seconds = subgoal.call.spec.time_limit_s
@@ -358,9 +364,22 @@ class HierarchicalRunner:
             if state.subgoal == subgoal:
                 return subgoal  # it goes on
             self._abort(state)
+        self._pursue(state, context, subgoal)
         state.subgoal, state.began, state.before, state.looks = subgoal, state.step - 1, context.scene, []
         self._note(state, "begin", **subgoal_row(subgoal))
         return subgoal
+
+    def _pursue(self, state: _Lane, context: PlanContext, subgoal: Subgoal) -> None:
+        """Hand a subgoal to a policy that pursues more than words (an optional method ``pursue``)."""
+        if hasattr(self.policy, "pursue"):
+            lane = next(lane for lane, other in self._lanes.items() if other is state)
+            self.policy.pursue(lane, subgoal, context.observation)
+        elif not isinstance(subgoal, LanguageSubgoal):
+            raise ConfigError(
+                f"{type(self.policy).__name__} follows instructions in words, and planner {self.planner.name} proposes "
+                f"{type(subgoal).__name__}s. Expected a policy with pursue(lane, subgoal, observation), such as "
+                "policies.planners.pursuit.Pursuit with a checkpoint of brachium train-visual or train-video"
+            )
 
     def _abort(self, state: _Lane) -> None:
         """End the present subgoal for another."""

@@ -1,0 +1,88 @@
+"""A checkpoint of ``brachium train-visual`` or ``train-video`` as a policy: planner, runner and pursuit put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...spec import EmbodimentSpec, Observation
+from ...vla.generative.system import SubgoalSystem
+from ..base import Policy
+from .album import Album
+from .generated import GeneratedPlanner
+from .pursuit import Pursuit
+from .runner import HierarchicalRunner
+from .video import VideoPlanner
+from .visual import VisualPlanner
+from .wiring import Factory, wired
+
+PLANNERS: dict[str, Callable[..., GeneratedPlanner]] = {"visual": VisualPlanner, "video": VideoPlanner}
+
+
+class SubgoalRunner(HierarchicalRunner):
+    """A generator that says what it should look like, over a policy that makes it so. It never says that it is done.
+
+    Args:
+        system: Loaded checkpoint.
+        executor: Turns chunks into actions.
+        planner: Makes the planner from `system`; by default the one of its kind, with its defaults.
+
+    Attributes:
+        album: What subgoals looked like beside what was seen and what came.
+        told: What results depend on beside the weights.
+    """
+
+    def __init__(
+        self, system: SubgoalSystem, executor: Callable[..., Policy], planner: Factory | None = None
+    ) -> None:
+        made: GeneratedPlanner = wired(planner or PLANNERS[system.kind], {"system": system})
+        self.album = Album()
+        pursuit = Pursuit(system, executor, self.album)
+        super().__init__(planner=made, policy=pursuit, hold=self._still, termination="planner")
+        self.told = json.dumps([_told(made), _told(pursuit.executor)], sort_keys=True)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        executor: Callable[..., Policy],
+        planner: Factory | None = None,
+        like: EmbodimentSpec | None = None,
+    ) -> SubgoalRunner:
+        """Load a checkpoint.
+
+        Raises:
+            NotFoundError, CheckpointError: See `SubgoalSystem.load`.
+            SpecMismatchError: It was trained for another robot than `like`.
+        """
+        system = SubgoalSystem.load(path)
+        if like is not None:
+            system.embodiment.require_same(like, f"checkpoint {path}", "environment")
+        return cls(system, executor, planner)
+
+    def _still(self, observation: Observation) -> np.ndarray:
+        """No movement, the gripper as it is: for embodiments whose actions are deltas, or have the state's names."""
+        action, state = self.embodiment.action, self.embodiment.state
+        held = np.zeros(action.dim, np.float32)
+        for k, name in enumerate(action.names):
+            if name in state.names and (action.reference == "absolute" or name == "gripper"):
+                held[k] = observation.state[state.names.index(name)]
+        return held
+
+
+def _told(part: Any) -> dict[str, Any]:
+    """The settings of a part, by their values."""
+    shown = (int, float, str, bool)
+    found: dict[str, Any] = {"type": type(part).__name__}
+    for name, value in vars(part).items():
+        if isinstance(value, shown) or value is None:
+            found[name] = value
+        elif name == "imaginer":
+            found[name] = _told(value)
+        elif name == "guidance":
+            found[name] = repr(value)
+    return found

@@ -1,0 +1,178 @@
+"""Policies without language: from what is seen now and what should be seen, to actions.
+
+`GoalPolicy` is the lower half of SuSIE (Black et al. 2023): a goal-conditioned policy trained by hindsight, where any
+later frame of an episode is a goal of the frames before it. With a fixed step between the frames and regression in
+place of a flow it is an inverse dynamics model, the lower half of UniPi (Du et al. 2023).
+
+The present is seen at full size by every camera: a grasp is decided by millimetres. Goals are as small as a generator
+makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...spec import EmbodimentSpec
+from ..heads.base import Context, HeadInputs
+from ..recipe import instantiate
+from .augment import degrade, relight
+from .frames import to_unit
+
+STILL = 1e-4
+"""Standard deviation below which an action's dimension is held at its mean."""
+
+
+class ViewPair(nn.Module):
+    """One camera's present and goal image to features: keypoints (spatial softmax, Levine et al. 2016) and a mean.
+
+    Args:
+        size: Side of the present image [pixels].
+        goal_size: Side of the goal image [pixels].
+        width: Channels.
+        keypoints: Number of keypoints.
+    """
+
+    def __init__(self, *, size: int, goal_size: int, width: int, keypoints: int) -> None:
+        super().__init__()
+        self.grid, self.goal_size = size // 4, goal_size
+        self.now = nn.Sequential(
+            nn.Conv2d(3, 24, 5, stride=2, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(24, width, 3, stride=2, padding=1),
+            nn.GroupNorm(4, width),
+        )
+        self.goal = nn.Sequential(nn.Conv2d(3, width, 5, stride=2, padding=2), nn.GroupNorm(4, width))
+        self.both = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.GroupNorm(4, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(4, width),
+            nn.SiLU(),
+        )
+        self.points = nn.Conv2d(width, keypoints, 1)
+        self.far = nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.SiLU())
+        self.features = 2 * keypoints + 4 * 2 * width
+
+    def forward(
+        self, now: Float[Tensor, "b 3 height width"], goal: Float[Tensor, "b 3 small small"]
+    ) -> Float[Tensor, "b f"]:
+        """Features of a pair."""
+        wanted = self.goal(goal)
+        if wanted.shape[-1] != self.grid:
+            wanted = F.interpolate(wanted, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        seen = self.both(torch.cat([self.now(now), wanted], dim=1))
+        weights = self.points(seen).float().flatten(2).softmax(-1).unflatten(2, (self.grid, self.grid))
+        places = torch.linspace(-1.0, 1.0, self.grid, device=now.device)
+        u, v = (weights.sum(2) * places).sum(-1), (weights.sum(3) * places).sum(-1)
+        coarse = F.adaptive_avg_pool2d(self.far(seen), 2).flatten(1)
+        return torch.cat([u, v, coarse.float()], dim=1)
+
+
+class GoalPolicy(nn.Module):
+    """Images, proprioception and goal images to action chunks.
+
+    States and actions go in and come out in the embodiment's own units.
+
+    Args:
+        embodiment: Who acts; all its cameras are looked at, and must be square and of one size.
+        goal_size: Side of goal images [pixels].
+        head: Action head: class and arguments, as in a recipe.
+        action_horizon: Steps h of a chunk.
+        width: Channels and, times four, width of the features.
+        keypoints: Keypoints a camera.
+    """
+
+    def __init__(
+        self,
+        *,
+        embodiment: EmbodimentSpec,
+        goal_size: int,
+        head: Mapping[str, Any],
+        action_horizon: int = 4,
+        width: int = 64,
+        keypoints: int = 32,
+    ) -> None:
+        super().__init__()
+        self.embodiment, self.goal_size, self.action_horizon = embodiment, goal_size, action_horizon
+        size = embodiment.cameras[0].shape[0]
+        self.views = nn.ModuleList(
+            ViewPair(size=size, goal_size=goal_size, width=width, keypoints=keypoints) for _ in embodiment.cameras
+        )
+        state, action, wide = embodiment.state.dim, embodiment.action.dim, 4 * width
+        features = sum(int(view.features) for view in self.views)  # type: ignore[arg-type]
+        self.join = nn.Sequential(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU())
+        inputs = HeadInputs(context_dim=wide, action_horizon=action_horizon, action_dims={embodiment.name: action})
+        self.head = instantiate(head, inputs=inputs)
+        for name, dim in (("state", state), ("action", action)):
+            self.register_buffer(f"{name}_mean", torch.zeros(dim))
+            self.register_buffer(f"{name}_scale", torch.ones(dim))
+        self.register_buffer("active", torch.ones(action, dtype=torch.bool))
+
+    def fit(self, state: Float[Tensor, "n s"], action: Float[Tensor, "n a"]) -> None:
+        """Take the scales of states and actions from data; what never changes is held at its mean."""
+        for name, values in (("state", state), ("action", action)):
+            mean, deviation = values.double().mean(0), values.double().std(0)
+            self.get_buffer(f"{name}_mean").copy_(mean)
+            self.get_buffer(f"{name}_scale").copy_(torch.where(deviation > STILL, deviation, 1.0))
+            if name == "action":
+                self.get_buffer("active").copy_(deviation > STILL)
+
+    def context(
+        self,
+        now: Float[Tensor, "b n 3 height width"],
+        goal: Float[Tensor, "b n 3 small small"],
+        state: Float[Tensor, "b s"],
+    ) -> Context:
+        """What the head is told; images from -1 to 1, `state` scaled."""
+        seen = [view(now[:, k], goal[:, k]) for k, view in enumerate(self.views)]
+        return Context(vector=self.join(torch.cat([*seen, state], dim=1)).float())
+
+    def loss(
+        self,
+        images: UInt8[Tensor, "b n height width 3"],
+        goal: UInt8[Tensor, "b n small small 3"],
+        state: Float[Tensor, "b s"],
+        actions: Float[Tensor, "b h a"],
+        real: Bool[Tensor, "b h"],
+        generator: torch.Generator,
+        *,
+        augment: float = 1.0,
+        goal_augment: float = 1.0,
+    ) -> Float[Tensor, " b"]:
+        """The head's loss on augmented images; observation and goal are augmented each for itself."""
+        now, wanted = to_unit(images), to_unit(goal)
+        scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
+        if augment > 0.0:
+            now = relight(now, generator, 0.15 * augment)
+            scaled = scaled + 0.02 * augment * torch.randn(scaled.shape, generator=generator).to(scaled)
+        wanted = degrade(wanted, generator, goal_augment)
+        target = (actions - self.get_buffer("action_mean")) / self.get_buffer("action_scale")
+        context = self.context(now, wanted, scaled)
+        return self.head.loss(context, target, real, self.get_buffer("active"), self.embodiment.name, generator)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: UInt8[Tensor, "b n height width 3"],
+        goal: UInt8[Tensor, "b n small small 3"],
+        state: Float[Tensor, "b s"],
+        noise: Float[Tensor, "b h a"],
+    ) -> Float[Tensor, "b h a"]:
+        """Chunks, in the embodiment's units and limits; the same noise gives the same chunk."""
+        scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
+        context = self.context(to_unit(images), to_unit(goal), scaled)
+        found = self.head.sample(context, noise, self.get_buffer("active"), self.embodiment.name).float()
+        found = found * self.get_buffer("action_scale") + self.get_buffer("action_mean")
+        spec = self.embodiment.action
+        if spec.low and spec.high:
+            found = torch.clamp(found, *(torch.from_numpy(np.array(v, np.float32)).to(found) for v in (spec.low, spec.high)))
+        return found
