@@ -51,7 +51,7 @@ COMPLETION = "completion"
 # A verb that does another thing when one of these groups is chosen: verb -> (words begin with, config).
 VARIANTS: dict[str, dict[tuple[str, ...], str]] = {
     "eval": {
-        ("planner=visual", "planner=video"): "eval_subgoals",
+        ("planner=visual", "planner=video", "planner=latent"): "eval_subgoals",
         ("planner=", "planner@"): "eval_planner",
     },
     "record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"},

@@ -18,6 +18,7 @@ from ..console import human_time, log, progress, require_disk, table
 from ..errors import ConfigError, did_you_mean
 from ..spec import EmbodimentSpec, Observation
 from ..vla.generative.folder import kind_of
+from ..vla.slowfast import is_pair
 from .base import Policy
 from .intervals import rate
 from .report_words import SPLIT_NAMES
@@ -117,14 +118,18 @@ def _policy(
     device: str,
 ) -> Policy:
     """What acts: a checkpoint's policy, or a planner over one that generates subgoals."""
+    if is_pair(checkpoint):
+        from .planners.latent import SlowFastRunner
+
+        return SlowFastRunner.from_checkpoint(checkpoint, executor, planner, spec)
     if kind_of(checkpoint) is not None:
         from .planners.subgoals import SubgoalRunner
 
         return SubgoalRunner.from_checkpoint(checkpoint, executor, planner, spec)
     if planner is not None:
         raise ConfigError(
-            f"{checkpoint} generates no subgoals: expected a checkpoint of brachium train-visual or train-video beside "
-            "planner=visual or planner=video"
+            f"{checkpoint} generates no subgoals: expected a checkpoint of brachium train-visual, train-video or "
+            "train-latent beside planner=visual, video or latent"
         )
     return executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device))
 

@@ -166,27 +166,26 @@ class Judge:
 
 
 def calibrate(logits: Float[Tensor, "n o"], labels: Float[Tensor, "n o"]) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each logit that make probabilities honest (Platt 1999), by Newton's method on held-out data.
+    """Scale and shift of each logit that make probabilities honest (Platt 1999), by likelihood on held-out data.
 
-    Columns without both kinds of label keep their logits.
+    NaN labels are unknown; columns without both kinds of label keep their logits.
     """
+    from scipy.optimize import minimize
+
     scales, shifts = torch.ones(logits.shape[1]), torch.zeros(logits.shape[1])
     for k in range(logits.shape[1]):
         known = labels[:, k].isfinite()
-        x, y = logits[known, k].double(), labels[known, k].double()
-        if len(y) == 0 or not 0.0 < float(y.mean()) < 1.0:
+        x, y = logits[known, k].double().numpy(), labels[known, k].double().numpy()
+        if len(y) == 0 or not 0.0 < y.mean() < 1.0:
             continue
-        weight = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        design = torch.stack([x, torch.ones_like(x)], dim=1)
-        for _ in range(50):
-            p = (design @ weight).sigmoid()
-            curve = design.T @ (design * (p * (1 - p))[:, None]) + 1e-4 * torch.eye(2, dtype=torch.float64)
-            slope = design.T @ (p - y) + 1e-4 * (weight - torch.tensor([1.0, 0.0], dtype=torch.float64))
-            step = torch.linalg.solve(curve, slope)
-            weight = weight - step.clamp(-2.0, 2.0)
-            if float(step.abs().max()) < 1e-9:
-                break
-        scales[k], shifts[k] = weight.float()
+
+        def loss(weight: np.ndarray, x: np.ndarray = x, y: np.ndarray = y) -> tuple[float, np.ndarray]:
+            z = weight[0] * x + weight[1]
+            wrong = 1.0 / (1.0 + np.exp(-z)) - y
+            return float(np.mean(np.logaddexp(0.0, z) - y * z)), np.array([np.mean(wrong * x), np.mean(wrong)])
+
+        found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (-20.0, 20.0)])
+        scales[k], shifts[k] = (float(v) for v in found.x)
     return scales, shifts
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError
 from ..spec import EmbodimentSpec, Observation
-from .checkpoint import replace_folder
+from .checkpoint import replace_folder, versions
 from .heads.base import Context, HeadInputs
 from .heads.flow import FlowHead
 from .judge import Features
@@ -179,6 +179,11 @@ class SlowFast(nn.Module):
         return (values - self._of(name, "mean")) / self._of(name, "std")
 
 
+def is_pair(folder: str | Path) -> bool:
+    """Whether a folder holds a slow-fast pair."""
+    return (Path(folder) / "slowfast.json").exists()
+
+
 def shrunk(images: UInt8[Tensor, "b n height width 3"], size: int) -> UInt8[Tensor, "b n small small 3"]:
     """Images averaged down to `size` [px]."""
     b, n = images.shape[:2]
@@ -210,7 +215,7 @@ class SlowFastModel:
         path = Path(path)
         temporary = path.with_name(path.name + ".partial")
         temporary.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), temporary / "slowfast.safetensors")
+        save_file(self.net.state_dict(), temporary / "model.safetensors")
         meta = {
             "features": len(self.net.get_buffer("slow_mean")),
             "sizes": vars(self.net.sizes),
@@ -220,6 +225,8 @@ class SlowFastModel:
             "notes": dict(self.notes),
         }
         (temporary / "slowfast.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        about = {"head": "slow-fast", "parameters": sum(p.numel() for p in self.net.parameters()), **versions()}
+        (temporary / "meta.json").write_text(json.dumps({**about, **self.notes}, indent=1, default=str) + "\n")
         replace_folder(path, temporary)
         return path
 
@@ -235,7 +242,7 @@ class SlowFastModel:
             meta = json.loads((path / "slowfast.json").read_text())
             embodiment = EmbodimentSpec.from_dict(meta["embodiment"])
             net = SlowFast(int(meta["features"]), embodiment, Sizes(**meta["sizes"]))
-            net.load_state_dict(load_file(path / "slowfast.safetensors"))
+            net.load_state_dict(load_file(path / "model.safetensors"))
             source, identity = str(meta["model"]), str(meta["identity"])
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is no slow-fast pair that brachium train-latent made: {error}") from error

@@ -146,9 +146,8 @@ def train_latent(
         resume=True,
         identity={"data": opened.fingerprint, "sizes": vars(sizes), "max_delay": max_delay, "vlm": vlm},
     )
-    log(
-        f"slow-fast pair of {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters on {len(frames.state)} frames"
-    )
+    count = sum(p.numel() for p in net.parameters())
+    log(f"slow-fast pair of {count / 1e6:.2f} M parameters on {len(frames.state)} frames")
     loop.run()
     loop.use_average()
     seconds = time.process_time() - begin
@@ -156,6 +155,7 @@ def train_latent(
         "cpu_seconds": round(seconds, 1),
         "data": opened.fingerprint,
         "max_delay": max_delay,
+        "seed": optimization.seed,
         "optimization": vars(optimization),
     }
     pair = SlowFastModel(net=net.eval(), model=model, source=vlm, embodiment=spec, notes=notes)

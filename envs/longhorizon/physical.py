@@ -26,7 +26,7 @@ from .families import Errand, sample, told
 from .kinematic import REST
 from .layout import Layout
 from .measure import drawer_open, has_drawer, measured
-from .skills import BOWL, LEAST, MOST, SkillTask
+from .skills import BOWL, LEAST, MOST, SkillTask, draw_skill
 from .symbolic import MAX_INSTRUCTION, check_families, checked_split
 
 SETTLING = 5
@@ -161,7 +161,7 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             int(rng.integers(20, max(21, self.max_steps // 4))) if rng.random() < self.disturbance else -1
         )
         self._luck = rng
-        return self._observe(), self._info()
+        return self.observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply one action for one control period."""
@@ -173,12 +173,28 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.facts = measured(self.sim, self._drawer_open())
         info = self._info()
         self.ever = info["ever"]
-        return self._observe(), float(info["success"]), bool(info["failure"]), self.steps >= self.max_steps, info
+        return self.observe(), float(info["success"]), bool(info["failure"]), self.steps >= self.max_steps, info
 
     def expert_action(self, call: SkillCall) -> np.ndarray:
         """What the scripted expert of a skill would do now: an action (a,)."""
         position, gripper = expert(self.sim, call, SkillTask.done(self.sim, call))
         return self.sim.driver.encode(position, DOWN, gripper)
+
+    def chain(self, seed: int, length: int = 5) -> list[SkillCall]:
+        """Begin an episode of tasks in a row, each possible after those before it (CALVIN's protocol, 2112.03227).
+
+        Whoever runs it says the instructions; ``success`` is not for chains.
+        """
+        self.reset(seed=seed)
+        rng, facts = np.random.default_rng([seed, 0xCA17]), self.facts
+        calls: list[SkillCall] = []
+        while len(calls) < length:
+            call = draw_skill(rng, self.library, self.scene.things, facts)
+            if call is None:
+                break
+            facts = call.apply(facts)
+            calls.append(call)
+        return calls
 
     def render(self) -> np.ndarray:
         """The front camera, for people: uint8 (size, size, 3)."""
@@ -227,7 +243,8 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         found = {"success": success, "ever": self.ever or success, "goal_share": share, "invalid": False}
         return {**found, "failure": OFF_TABLE if lost else "", "task": errand.family}
 
-    def _observe(self) -> dict[str, Any]:
+    def observe(self) -> dict[str, Any]:
+        """What is seen now."""
         images = self.sim.images() if self.images else {}
         return {"state": self.sim.state, "instruction": self._errand().instruction, **images}
 

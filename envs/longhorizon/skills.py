@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ...errors import ConfigError, did_you_mean
-from ...sim.scene import OBJECT_KINDS
+from ...sim.scene import OBJECT_KINDS, Item
 from ...sim.scene import Scene as Table
 from ...sim.simulation import Simulation
 from ...sim.world import DRAWER_TRAVEL
-from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
+from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary, Thing
 from ..language import Phrasings
 from ..tasks.base import OFF_TABLE, Episode, fallen, sample_tool
 from .domain import place_of, tabletop_skills
@@ -121,14 +123,10 @@ class SkillTask:
                 continue
             facts = scene.facts
             for _ in range(int(rng.integers(0, BEFORE + 1))):
-                options = self._options(scene, facts)
-                names = sorted({call.spec.name for call in options})
-                if names:
-                    name = names[int(rng.integers(len(names)))]  # one kind of skill is as likely as another
-                    alike = [call for call in options if call.spec.name == name]
-                    facts = alike[int(rng.integers(len(alike)))].apply(facts)
+                call = draw_skill(rng, self.library, scene.things, facts)
+                facts = facts if call is None else call.apply(facts)
             if self.possible >= 1.0 or rng.random() < self.possible:
-                options = [c for c in self._options(scene, facts) if c.spec.name == self.name]
+                options = [c for c in sensible(self.library, scene.things, facts) if c.spec.name == self.name]
             else:
                 options = [c for c in self.library.calls(scene.things) if c.spec.name == self.name]
                 options = [c for c in options if not c.applicable(facts) and not _holds(facts, c)]
@@ -136,13 +134,8 @@ class SkillTask:
                 call = options[int(rng.integers(len(options)))]
                 return Scene(things=scene.things, facts=facts), call
 
-    def _options(self, scene: Scene, facts: Facts) -> list[SkillCall]:
-        """What can be done and does not pile too much up."""
-        now = Scene(things=scene.things, facts=facts)
-        return [c for c in self.library.calls(scene.things) if c.applicable(facts) and _sensible(now, c)]
-
     @staticmethod
-    def _tool(rng: np.random.Generator, items: tuple) -> tuple[float, float, float]:  # type: ignore[type-arg]
+    def _tool(rng: np.random.Generator, items: Sequence[Item]) -> tuple[float, float, float]:
         """Where the tool starts: anywhere, or low over something, as after the skill before."""
         if rng.random() < 0.5:
             return sample_tool(rng)
@@ -154,6 +147,25 @@ class SkillTask:
 
 def _holds(facts: Facts, call: SkillCall) -> bool:
     return all((Literal(s.pred, s.args) in facts) == s.value for s in call.success)
+
+
+def sensible(library: SkillLibrary, things: Sequence[Thing], facts: Facts) -> list[SkillCall]:
+    """What can be done and does not pile too much up."""
+    now = Scene(things=tuple(things), facts=facts)
+    return [c for c in library.calls(things) if c.applicable(facts) and _sensible(now, c)]
+
+
+def draw_skill(
+    rng: np.random.Generator, library: SkillLibrary, things: Sequence[Thing], facts: Facts
+) -> SkillCall | None:
+    """Something that can be done, one kind of skill as likely as another; None where nothing can."""
+    options = sensible(library, things, facts)
+    names = sorted({call.spec.name for call in options})
+    if not names:
+        return None
+    name = names[int(rng.integers(len(names)))]
+    alike = [call for call in options if call.spec.name == name]
+    return alike[int(rng.integers(len(alike)))]
 
 
 def _sensible(scene: Scene, call: SkillCall) -> bool:

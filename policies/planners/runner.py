@@ -23,6 +23,7 @@ from .base import (
     ImageSubgoal,
     Infeasible,
     LanguageSubgoal,
+    LatentSubgoal,
     Outcome,
     PlanContext,
     Planner,
@@ -360,6 +361,10 @@ class HierarchicalRunner:
                 self._abort(state)
             state.verifying, state.looks = True, []
             return None
+        if isinstance(subgoal, LatentSubgoal) and isinstance(state.subgoal, LatentSubgoal):
+            self._pursue(state, context, subgoal)  # a newer one of the same stream: nothing ends
+            state.subgoal, state.began = subgoal, state.step - 1
+            return subgoal
         if state.subgoal is not None:
             if state.subgoal == subgoal:
                 return subgoal  # it goes on

@@ -36,9 +36,7 @@ class SubgoalRunner(HierarchicalRunner):
         told: What results depend on beside the weights.
     """
 
-    def __init__(
-        self, system: SubgoalSystem, executor: Callable[..., Policy], planner: Factory | None = None
-    ) -> None:
+    def __init__(self, system: SubgoalSystem, executor: Callable[..., Policy], planner: Factory | None = None) -> None:
         made: GeneratedPlanner = wired(planner or PLANNERS[system.kind], {"system": system})
         self.album = Album()
         pursuit = Pursuit(system, executor, self.album)

@@ -18,12 +18,8 @@ SKILLS = ("put_down", "place_in", "place_on", "stack", "store", "open", "close")
 
 
 @pytest.fixture(scope="module")
-def arm6_ee():
-    from hydra import compose, initialize_config_module
-    from hydra.utils import instantiate
-
-    with initialize_config_module("brachium.conf", version_base=None):
-        return instantiate(compose(overrides=["+embodiment=arm6_ee"]).embodiment)
+def arm6_ee(make_arm):
+    return make_arm("arm6_ee")
 
 
 @pytest.fixture(scope="module")

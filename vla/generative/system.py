@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -117,9 +116,7 @@ class SubgoalSystem(nn.Module):
                 raise CheckpointError(f"{path}: expected format {FORMAT}, got {config['format']}: train anew")
             parts = {name: config[name] for name in ("generator", "policy", "progress")}
             embodiment = EmbodimentSpec.from_dict(config["embodiment"])
-            found = cls(
-                kind=config["kind"], embodiment=embodiment, reader=Reader.load(str(path / "encoder")), **parts
-            )
+            found = cls(kind=config["kind"], embodiment=embodiment, reader=Reader.load(str(path / "encoder")), **parts)
             found.others = Others.load(path)
             found.load_state_dict(load_file(path / "model.safetensors"), strict=True)
         except SafetensorError as error:
@@ -133,4 +130,3 @@ class SubgoalSystem(nn.Module):
         if edited:
             raise CheckpointError(f"{path}: {edited} are not the files that were saved: train anew, or copy them again")
         return found.eval()
-

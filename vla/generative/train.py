@@ -80,7 +80,9 @@ def train_visual(
     """
     generator = {"size": size, "frames": 1, "steps": ahead, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
-    plan = _Plan("visual", store, encoder, out, generator, acting, augmentation, goals, spread, heldout, resume, editor.seed)
+    plan = _Plan(
+        "visual", store, encoder, out, generator, acting, augmentation, goals, spread, heldout, resume, editor.seed
+    )
     return _train(plan, {"generator": editor, "policy": policy, "progress": progress}, guidance, samples)
 
 
@@ -135,7 +137,9 @@ def train_video(
     generator = {"size": size, "frames": frames, "steps": steps, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
-    plan = _Plan("video", store, encoder, out, generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed)
+    plan = _Plan(
+        "video", store, encoder, out, generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed
+    )
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
 
 

@@ -1,0 +1,54 @@
+"""Chains of tasks on one table, without a reset between them: the protocol of CALVIN (Mees et al. 2022, 2112.03227)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..base import Policy
+from ..intervals import rate
+from .executing import observed
+
+LIMIT = 100
+"""Steps for each task; CALVIN gives 360 at 30 Hz, which is 12 s."""
+UP = 0.14
+"""Height of the tool at which a task is over [m]."""
+
+
+def run_chain(world: Any, policy: Policy, seed: int, *, length: int = 5, limit: int = LIMIT) -> dict[str, Any]:
+    """Tell a policy one task after another; the world's own measure says when each is done, and a failure ends it.
+
+    Args:
+        world: With physics and `chain`; one lane.
+        policy: Told each task's instruction.
+        seed: Of table, tasks and draws.
+        length: Tasks.
+        limit: Steps for each task.
+
+    Returns:
+        ``seed``, ``tasks`` (what was asked), ``done`` (how many were done in a row) and ``steps``.
+    """
+    calls = world.chain(seed, length)
+    policy.reset(0, seed)
+    seen, done, steps = world.observe(), 0, 0
+    for call in calls:
+        success = False
+        for _ in range(limit):
+            observation = replace(observed(seen, world.spec_embodiment), instruction=call.instruction)
+            seen, _, lost, _, _ = world.step(policy.act([observation], [0])[0])
+            steps += 1
+            success = not world.scene.unmet(call.success) and float(seen["state"][2]) > UP
+            if success or lost:
+                break
+        if not success:
+            break
+        done += 1
+    return {"seed": seed, "tasks": [call.key for call in calls], "done": done, "steps": steps}
+
+
+def summarise_chains(rows: Sequence[dict[str, Any]], length: int = 5) -> dict[str, Any]:
+    """Share of chains with at least 1, 2, ... tasks done, and the mean number."""
+    count = len(rows)
+    found = {f"at_least_{k}": rate(sum(row["done"] >= k for row in rows), count) for k in range(1, length + 1)}
+    return {"chains": count, "mean": round(sum(row["done"] for row in rows) / max(1, count), 3), **found}
