@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
     "train-lm": ("train_lm", "train the tiny language model of the planners"),
     "train-latent": ("train_latent", "train a slow vision-language model and a fast policy that share a latent"),
+    "train-reader": ("train_reader", "train what reads scenes for planners"),
     "train-judge": ("train_judge", "learn what a policy's skills can do, and when they are done"),
     "train-visual": ("train_visual", "train generated image subgoals and a policy that reaches them (SuSIE)"),
     "train-video": ("train_video", "train generated videos and inverse dynamics that follow them (UniPi)"),

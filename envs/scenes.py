@@ -67,6 +67,9 @@ class LabelledScene:
         sentences: Each a text and its roles: ``{"text": str, "roles": {"object": k, "goal": k}}``.
         questions: Questions and answers.
         names: Of the items; None for one that the split does not name.
+        holders: Name of what each item is in or on, ``table``, ``gripper``, or None where it is on nothing or cannot
+            be; empty where nobody has looked.
+        drawer: How far the drawer is out [m], or None.
     """
 
     images: dict[str, np.ndarray]
@@ -77,6 +80,8 @@ class LabelledScene:
     sentences: tuple[dict[str, Any], ...]
     questions: tuple[Question, ...]
     names: tuple[str | None, ...]
+    holders: tuple[str | None, ...] = ()
+    drawer: float | None = None
 
 
 class TableSampler(Protocol):
@@ -161,6 +166,7 @@ class SceneSampler:
                     "task": self.name,
                     "sentences": list(scene.sentences),
                     "names": list(scene.names),
+                    **({"holders": list(scene.holders), "drawer": scene.drawer} if self.skills else {}),
                     "questions": [asdict(question) for question in scene.questions],
                 },
                 steps=[Step(scene.images, scene.state, action, {f.name: getattr(scene, f.name) for f in labels})],
@@ -205,6 +211,7 @@ class SceneSampler:
                     sentences=texts,
                     questions=tuple(asked),
                     names=tuple(item.name if may_name(item.name, self.split) else None for item in scene.items),
+                    **(self._told(scene, held) if self.skills else {}),
                 )
             )
         return scenes
@@ -233,6 +240,11 @@ class SceneSampler:
             drawer=self.sim.drawer_opening if any(i.kind == "drawer" for i in scene.items) else None,
             holders=self._holders(scene, held) if self.skills else None,
         )
+
+    def _told(self, scene: Scene, held: int | None) -> dict[str, Any]:
+        found, names = places(self.sim), [item.name for item in scene.items]
+        holders = tuple("gripper" if k == held else found.get(name) for k, name in enumerate(names))
+        return {"holders": holders, "drawer": self.sim.drawer_opening if "drawer" in names else None}
 
     def _holders(self, scene: Scene, held: int | None) -> tuple[int | None, ...]:
         names, found = [item.name for item in scene.items], places(self.sim)

@@ -48,7 +48,8 @@ def places(sim: Simulation) -> dict[str, str]:
     movable = [item for item in sim.scene.items if item.kind in OBJECT_KINDS]
     found = {}
     for item in movable:
-        if grasping(sim, item.name) or sim.speed(item.name) > STILL:
+        carried = has_drawer(sim) and in_tray(sim, sim.position(item.name))  # what lies in the drawer moves with it
+        if grasping(sim, item.name) or (sim.speed(item.name) > STILL and not carried):
             continue
         place = _place(sim, item, movable)
         if place:
@@ -87,7 +88,7 @@ def in_tray(sim: Simulation, at: np.ndarray) -> bool:
     c, s = np.cos(cabinet.yaw), np.sin(cabinet.yaw)
     x, y = at[0] - cabinet.x, at[1] - cabinet.y
     across, along = c * x + s * y, -s * x + c * y + sim.drawer_opening
-    return bool(abs(across) < 0.058 and -0.058 < along < 0.054 and at[2] < 0.06)
+    return bool(abs(across) < 0.058 and -0.058 < along < 0.054 and at[2] < 0.045)
 
 
 def tray_point(sim: Simulation, across: float, along: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...spec import Observation
 from ...symbols import Scene
-from .base import LanguageSubgoal, PlanContext, Subgoal, Verdict
+from .base import LanguageSubgoal, PlanContext, Subgoal, SuccessDetector, Verdict
 from .goals import Unclear
 from .search import satisfied
 from .symbolic import GoalSource
@@ -44,6 +44,26 @@ class LiteralSuccess:
             raise ConfigError("a check by literals needs to know the scene")
         unmet = context.scene.unmet(subgoal.call.success)
         return Verdict(ok=not unmet, source="literals", detail=", ".join(map(str, unmet)))
+
+
+class HandAway:
+    """A skill is over when another detector says so and the hand is away from the table: cameras see it again, and the
+    next skill begins with a free way.
+
+    Args:
+        inner: `SuccessDetector`.
+        height: Of the tool at least [m].
+        axis: Which element of the state is the tool's height.
+    """
+
+    def __init__(self, *, inner: SuccessDetector, height: float, axis: int) -> None:
+        self.inner, self.height, self.axis = inner, height, axis
+
+    def check(self, context: PlanContext, subgoal: Subgoal, lane: int) -> Verdict:
+        """What the other says, once the hand is up."""
+        if float(context.observation.state[self.axis]) < self.height:
+            return Verdict(ok=False, p=0.0, source="hand", detail="the hand is at work")
+        return self.inner.check(context, subgoal, lane)
 
 
 class LiteralGoal:

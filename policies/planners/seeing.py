@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...errors import ConfigError
 from ...spec import Observation
-from ...symbols import Facts, Literal, Scene, Thing
+from ...symbols import Scene, Thing
 from ...vla.pretrained import Pretrained, identity_of
 from ...vla.weigh import AnswerScorer
-from .asking import DRAWER, GRIPPER, TABLE, Kinds, holders, question
+from .asking import DRAWER, TABLE, Kinds, holders, question
 from .base import LanguageSubgoal, PlanContext, Subgoal, Verdict
-
-
-@dataclass
-class _Seen:
-    """What is believed of one lane."""
-
-    things: tuple[Thing, ...] = ()
-    drawer_open: bool = False
-    hidden: dict[str, bool] = field(default_factory=dict)
-    """Things last seen in the drawer; True while it is closed on them."""
+from .beliefs import Beliefs
 
 
 class SeenScenes:
@@ -42,7 +32,7 @@ class SeenScenes:
         self.identity = identity_of(model) if isinstance(model, str) else ""
         self.model = Pretrained.load(model) if isinstance(model, str) else model
         self.ask, self.kinds, self.present = AnswerScorer(self.model), kinds, present
-        self._lanes: dict[int, _Seen] = {}
+        self._lanes: dict[int, Beliefs] = {}
 
     def reset(self, lane: int) -> None:
         """Forget what was seen in a lane."""
@@ -52,31 +42,19 @@ class SeenScenes:
         """The scene as it looks."""
         images = views(observation, self.model.cameras)
         if lane not in self._lanes:
-            self._lanes[lane] = _Seen(things=self._present(images))
-        seen = self._lanes[lane]
-        movable = [t for t in seen.things if t.kind in self.kinds.movable]
-        answers = [holders(thing, seen.things, self.kinds) for thing in movable]
+            self._lanes[lane] = Beliefs(kinds=self.kinds, things=self._present(images))
+        beliefs = self._lanes[lane]
+        movable = [t for t in beliefs.things if t.kind in self.kinds.movable]
+        answers = [holders(thing, beliefs.things, self.kinds) for thing in movable]
         asked = [(f"what is the {t.name} in or on?", names) for t, names in zip(movable, answers)]
-        has_drawer = any(t.kind == DRAWER for t in seen.things)
-        weights = self.ask(images, [*asked, *([("is the drawer open?", ("yes", "no"))] if has_drawer else [])])
-        open_p = float(weights[-1][0]) if has_drawer else 0.0
-        seen.drawer_open = open_p > 0.5
-        places: dict[str, tuple[str, float]] = {}
-        for thing, names, weight in zip(movable, answers, weights):
-            best = int(np.argmax(weight))
-            place, p = names[best], float(weight[best])
-            if seen.hidden.get(thing.name) and not seen.drawer_open:
-                place, p = DRAWER, 1.0
-            if place != GRIPPER:
-                places[thing.name] = (place, p)
-        inside = {name for name, (place, _) in places.items() if place == DRAWER}
-        seen.hidden = dict.fromkeys(inside, not seen.drawer_open)
-        facts, confidence = self._facts(seen, places)
-        if has_drawer:
-            confidence[Literal("open", (DRAWER,))] = max(open_p, 1.0 - open_p)
-        return Scene(
-            things=seen.things, facts=facts, confidence=confidence, source="vlm", stamp=float(observation.timestamp)
-        )
+        drawer = [("is the drawer open?", ("yes", "no"))] if beliefs.has_drawer else []
+        weights = self.ask(images, [*asked, *drawer])
+        places = {
+            thing.name: (names[int(np.argmax(weight))], float(np.max(weight)))
+            for thing, names, weight in zip(movable, answers, weights)
+        }
+        is_open = float(weights[-1][0]) if drawer else 0.0
+        return beliefs.look(places, is_open, source="vlm", stamp=float(observation.timestamp))
 
     def _present(self, images: Sequence[np.ndarray]) -> tuple[Thing, ...]:
         found = []
@@ -87,25 +65,6 @@ class SeenScenes:
         if drawers and self.ask(images, [("is there a drawer?", ("yes", "no"))])[0][0] > 0.5:
             found += drawers
         return (*found, *(t for t in self.kinds.things if t.kind == TABLE))
-
-    def _facts(self, seen: _Seen, places: dict[str, tuple[str, float]]) -> tuple[Facts, dict[Literal, float]]:
-        kinds = {t.name: t.kind for t in seen.things}
-        facts = {Literal("clear", (t.name,)) for t in seen.things if t.kind not in self.kinds.inside}
-        confidence: dict[Literal, float] = {}
-        if seen.drawer_open:
-            facts.add(Literal("open", (DRAWER,)))
-        for name, (place, p) in places.items():
-            within = kinds[place] in self.kinds.inside
-            fact = Literal("in" if within else "on", (name, place))
-            facts.add(fact)
-            confidence[fact] = p
-            if within:
-                facts.add(Literal("inside", (name,)))
-            if place == DRAWER and not seen.drawer_open:
-                facts.add(Literal("hidden", (name,)))
-            if not within and place != TABLE:
-                facts.discard(Literal("clear", (place,)))
-        return frozenset(facts), confidence
 
 
 class SeenSuccess:

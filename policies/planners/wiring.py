@@ -11,7 +11,7 @@ from ..base import Policy
 from .asking import Kinds
 from .base import GoalChecker, PlanContext, SuccessDetector
 from .calls import CallPolicy, wait
-from .detectors import Erring, LiteralGoal, LiteralSuccess, SceneOf
+from .detectors import Erring, HandAway, LiteralGoal, LiteralSuccess, SceneOf
 from .evidence import Evidence
 from .executing import ScriptedSkills, holding
 from .gate import Gate
@@ -21,6 +21,8 @@ from .runner import HierarchicalRunner
 from .search import Goals
 
 Factory = Callable[..., Any]
+AWAY = 0.14
+"""Height of the tool at which a skill is over in a world with physics [m]."""
 
 
 def wired(factory: Factory, parts: Mapping[str, Any]) -> Any:
@@ -66,6 +68,9 @@ def assemble(
         detector = Erring(inner=LiteralSuccess(), false_positive=look_error, false_negative=look_error, salt=1)
         inner = LiteralGoal(goals=parts["goals"])
         goal = Erring(inner=inner, false_positive=look_error, false_negative=look_error, salt=2)
+    if physical:
+        axis = world.spec_embodiment.state.names.index("z")
+        detector = HandAway(inner=detector, height=AWAY, axis=axis)
     rate_of_error = max(look_error, 0.01)
     if policy is None:
         embodiment = world.spec_embodiment

@@ -1,0 +1,95 @@
+"""Scenes as a trained reader sees them, at once and whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ...spec import Observation
+from ...symbols import Scene, Thing
+from ...vla.scene_reader import Reading, SceneReader
+from .asking import GRIPPER, TABLE, Kinds
+from .beliefs import Beliefs
+from .seeing import views
+
+LOOKS = 3
+"""Looks after which what is there may be corrected."""
+SURE = 2.0
+"""Mean log-odds from which on it is."""
+
+
+@dataclass
+class _Lane:
+    beliefs: Beliefs
+    looks: int = 0
+    present: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Sum of the log-odds of everything that could be there."""
+
+
+class ReadScenes:
+    """Reads scenes with a trained `SceneReader`.
+
+    What is there is said at the first look, and corrected when several looks together are sure of something else;
+    things do not come and go. What was last seen in the drawer is in it while it is closed.
+
+    Args:
+        reader: `SceneReader`, or its folder.
+        kinds: Of the world.
+    """
+
+    def __init__(self, *, reader: SceneReader | str, kinds: Kinds) -> None:
+        self.reader = SceneReader.load(reader) if isinstance(reader, str) else reader
+        self.kinds = kinds
+        known = {name: k for k, name in enumerate(self.reader.universe.names)}
+        self._things = [(thing, known[thing.name]) for thing in kinds.things if thing.name in known]
+        self._always = tuple(thing for thing in kinds.things if thing.kind == TABLE)
+        self._lanes: dict[int, _Lane] = {}
+
+    def reset(self, lane: int) -> None:
+        """Forget what was seen in a lane."""
+        self._lanes.pop(lane, None)
+
+    def estimate(self, observation: Observation, lane: int) -> Scene:
+        """The scene as it looks."""
+        images = views(observation, self.reader.model.cameras)
+        reading = self.reader.read(images, np.asarray(observation.state, np.float32))
+        state = self._seen(lane, reading.present[0].double().numpy())
+        beliefs = state.beliefs
+        places = self._places(reading, beliefs.things)
+        is_open = float(reading.open[0].sigmoid()) if beliefs.has_drawer else 0.0
+        return beliefs.look(places, is_open, source="vision", stamp=float(observation.timestamp))
+
+    def _seen(self, lane: int, present: np.ndarray) -> _Lane:
+        """What is there, as far as the looks so far tell."""
+        if lane not in self._lanes:
+            things = tuple(thing for thing, k in self._things if present[k] > 0.0)
+            self._lanes[lane] = _Lane(Beliefs(kinds=self.kinds, things=(*things, *self._always)), 1, present)
+            return self._lanes[lane]
+        state = self._lanes[lane]
+        state.present, state.looks = state.present + present, state.looks + 1
+        mean, beliefs = state.present / state.looks, state.beliefs
+        if state.looks >= LOOKS:
+            there = {thing.name for thing in beliefs.things}
+            hidden = beliefs.hidden
+            kept = [
+                thing
+                for thing, k in self._things
+                if mean[k] > (-SURE if thing.name in there else SURE) or thing.name in hidden
+            ]
+            beliefs.things = (*kept, *self._always)
+        return state
+
+    def _places(self, reading: Reading, things: tuple[Thing, ...]) -> dict[str, tuple[str, float]]:
+        names = self.reader.universe.names
+        there = {thing.name for thing in things}
+        allowed = torch.tensor([name in there for name in names] + [True, True])
+        logits = reading.place[0].masked_fill(~allowed, -torch.inf).double().softmax(1).numpy()
+        labels = (*names, TABLE, GRIPPER)
+        found = {}
+        for thing, k in self._things:
+            if thing.kind in self.kinds.movable and thing.name in there:
+                best = int(np.argmax(logits[k]))
+                found[thing.name] = (labels[best], float(logits[k, best]))
+        return found

@@ -1,0 +1,120 @@
+"""The scene reader: which places it may say, its loss in closed form, that it learns, and what comes from a folder."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from brachium.errors import CheckpointError, ConfigError
+from brachium.vla.pretrained import Pretrained
+from brachium.vla.scene_reader import ReaderNet, Reading, SceneReader, Universe, patches_of, reading_loss
+from brachium.vla.scene_reader_train import Scenes, score
+
+NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
+UNIVERSE = Universe(names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Pretrained.load("nano")
+
+
+def test_only_what_can_hold_a_thing_is_said_to():
+    allowed = UNIVERSE.may_hold()
+    told = {(NAMES[i], NAMES[j]) for i, j in zip(*np.nonzero(allowed))}
+    assert told == {
+        *((x, y) for x in ("red cube", "blue cube", "green ball") for y in ("red bowl", "green zone", "drawer")),
+        ("red cube", "blue cube"),
+        ("blue cube", "red cube"),
+    }
+    net = ReaderNet(UNIVERSE, vision=5, patches=4, body=3, width=16, depth=1)
+    place = net(torch.randn(2, 4, 5), torch.randn(2, 3)).place
+    assert place.shape == (2, 6, 8)
+    assert torch.isinf(place[:, :, :6][:, ~torch.from_numpy(allowed)]).all()
+    assert place[:, :, 6:].isfinite().all()
+
+
+def test_loss_in_closed_form():
+    """One thing in a bowl, with even odds everywhere: ln 2 for what is there, ln of the candidates for the place."""
+    place = torch.full((1, 6, 8), -torch.inf)
+    place[:, 0, [3, 4, 5, 6, 7]] = 0.0  # bowl, zone, drawer, table, gripper
+    reading = Reading(present=torch.zeros(1, 6), place=place, open=torch.zeros(1))
+    present = torch.tensor([[True, False, False, True, False, False]])
+    target = torch.full((1, 6), -1)
+    target[0, 0] = 3
+    value, parts = reading_loss(reading, present, target, torch.tensor([1.0]))
+    assert float(parts["place"]) == pytest.approx(math.log(3))  # zone and drawer are not there
+    assert float(value) == pytest.approx(4.0 * math.log(2) + math.log(3) + 0.3 * math.log(2))
+    nothing, parts = reading_loss(reading, present, torch.full((1, 6), -1), torch.tensor([float("nan")]))
+    assert float(nothing) == pytest.approx(4.0 * math.log(2))
+
+
+def test_it_learns_scenes_that_patches_tell():
+    """Patches that spell out the scene: after training every held-out scene is read right."""
+    g = torch.Generator().manual_seed(0)
+    n = 400
+    present = torch.rand(n, 6, generator=g) < 0.7
+    place = torch.full((n, 6), -1)
+    for row in range(n):
+        for i in (0, 1, 2):
+            options = [j for j in (3, 4) if present[row, j]] + [6]
+            if present[row, i]:
+                place[row, i] = options[int(torch.randint(len(options), (1,), generator=g))]
+    opened = (torch.rand(n, generator=g) < 0.5).float()
+    patches = torch.zeros(n, 7, 16)
+    for i in range(6):  # patch i shows thing i: whether it is there and what holds it
+        patches[:, i, i] = present[:, i].float() * 3.0
+        patches[:, i, 6:14] = torch.nn.functional.one_hot(place[:, i].clamp(min=0), 8).float() * 3.0
+    patches[:, 6, 14] = opened * 3.0
+    scenes = Scenes(patches=patches.half(), body=torch.zeros(n, 3), present=present, place=place, open=opened)
+    torch.manual_seed(0)
+    net = ReaderNet(UNIVERSE, vision=16, patches=7, body=3, width=32, depth=2)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
+    for step in range(300):
+        rows = torch.from_numpy(np.random.default_rng(step).integers(300, size=64))
+        some = scenes.rows(rows)
+        value, _ = reading_loss(net(some[0], some[1]), *some[2:])
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    found = score(net.eval(), scenes, torch.arange(300, 400))
+    assert found["things"] > 0.95
+    assert found["place"] > 0.95
+    assert found["drawer"] > 0.95
+    assert found["scene"] > 0.85
+
+
+@pytest.fixture
+def reader(nano):
+    torch.manual_seed(0)
+    patches = patches_of(nano, torch.zeros(1, 2, 96, 96, 3, dtype=torch.uint8))
+    net = ReaderNet(
+        UNIVERSE, vision=patches.shape[2], patches=patches.shape[1], body=len(nano.encoder.body), width=16, depth=1
+    )
+    return SceneReader(net=net.eval(), universe=UNIVERSE, model=nano, source="nano")
+
+
+def test_it_is_the_same_after_it_is_loaded(tmp_path, reader):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(2)]
+    state = rng.normal(size=16).astype(np.float32)
+    said, again = reader.read(images, state), SceneReader.load(reader.save(tmp_path / "reader")).read(images, state)
+    assert torch.equal(said.present, again.present)
+    assert torch.equal(said.place, again.place)
+    assert not torch.equal(said.present, reader.read(images[::-1], state).present)  # cameras are told apart
+
+
+def test_bad_input(tmp_path, reader):
+    with pytest.raises(ConfigError, match="an image of each"):
+        reader.read([np.zeros((96, 96, 3), np.uint8)], np.zeros(16, np.float32))
+    path = reader.save(tmp_path / "reader")
+    with pytest.raises(CheckpointError, match="no scene reader"):
+        SceneReader.load(tmp_path)
+    text = (path / "reader.json").read_text()
+    (path / "reader.json").write_text(text.replace('"identity": "', '"identity": "0'))
+    with pytest.raises(CheckpointError, match="changed since"):
+        SceneReader.load(path)
+    (path / "reader.json").write_text(text.replace('"width": 16', '"width": 20'))
+    with pytest.raises(CheckpointError, match="no scene reader"):
+        SceneReader.load(path)

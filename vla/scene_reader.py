@@ -1,0 +1,261 @@
+"""Reads whole scenes from a pretrained model's vision: which things are there, what each is in or on, and the drawer.
+
+One query a thing of a known universe attends to the patches of all cameras (as DETR's object queries do, Carion et al.
+2020); a thing's name is its color and its kind, so that what is learnt of one color serves all kinds. Where things are
+is a choice among the things that are there, the table and the gripper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError
+from .checkpoint import replace_folder
+from .pretrained import Pretrained, identity_of
+
+TABLE, GRIPPER = "table", "gripper"
+"""Places beside the things themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universe:
+    """The things that a reader can tell of.
+
+    Attributes:
+        names: Of all things, such as ``red cube`` and ``drawer``.
+        movable: Kinds that can be moved.
+        holders: Kinds that things can be in or on.
+        stackable: Kinds that only their own kind can be on.
+    """
+
+    names: tuple[str, ...]
+    movable: tuple[str, ...] = ("cube", "cylinder", "ball")
+    holders: tuple[str, ...] = ("bowl", "zone", "drawer", "cube")
+    stackable: tuple[str, ...] = ("cube",)
+
+    def kind(self, name: str) -> str:
+        """The last word of a name."""
+        return name.rsplit(" ", 1)[-1]
+
+    def color(self, name: str) -> str:
+        """The words before; empty where there are none."""
+        return name.rpartition(" ")[0]
+
+    def may_hold(self) -> np.ndarray:
+        """Bool (n, n): whether thing j can be under or around thing i."""
+        kinds = [self.kind(name) for name in self.names]
+        found = np.zeros((len(kinds), len(kinds)), bool)
+        for i, own in enumerate(kinds):
+            for j, other in enumerate(kinds):
+                stacks = other not in self.stackable or own == other
+                found[i, j] = i != j and own in self.movable and other in self.holders and stacks
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a reader says of b scenes of n things: logits.
+
+    ``present`` (b, n); ``place`` (b, n, n + 2), of every thing as a holder, then the table and the gripper; ``open``
+    (b,) of the drawer.
+    """
+
+    present: Float[Tensor, "b n"]
+    place: Float[Tensor, "b n m"]
+    open: Float[Tensor, " b"]
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.each = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.look = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        x = self.norms[0](queries)
+        queries = queries + self.each(x, x, x, need_weights=False)[0]
+        queries = queries + self.look(self.norms[1](queries), keys, keys, need_weights=False)[0]
+        return queries + self.mlp(self.norms[2](queries))
+
+
+class ReaderNet(nn.Module):
+    """Queries of things over patches.
+
+    Args:
+        universe: The things.
+        vision: Width of the patches.
+        patches: Of all cameras together.
+        body: Size of the tool's pose.
+        width, depth, heads: Of the layers.
+    """
+
+    def __init__(
+        self,
+        universe: Universe,
+        *,
+        vision: int,
+        patches: int,
+        body: int,
+        width: int = 96,
+        depth: int = 3,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        colors = sorted({universe.color(name) for name in universe.names})
+        kinds = sorted({universe.kind(name) for name in universe.names})
+        self.color, self.kind = nn.Embedding(len(colors), width), nn.Embedding(len(kinds), width)
+        index = [[colors.index(universe.color(n)), kinds.index(universe.kind(n))] for n in universe.names]
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("may_hold", torch.from_numpy(universe.may_hold()), persistent=False)
+        self.index: Tensor
+        self.may_hold: Tensor
+        self.register_buffer("body_mean", torch.zeros(body))
+        self.register_buffer("body_std", torch.ones(body))
+        self.body_mean: Tensor
+        self.body_std: Tensor
+        self.own = nn.Parameter(0.02 * torch.randn(len(universe.names), width))
+        self.at = nn.Parameter(0.02 * torch.randn(patches, width))
+        self.patch = nn.Sequential(nn.LayerNorm(vision), nn.Linear(vision, width))
+        self.body = nn.Linear(body, width)
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.present, self.open = nn.Linear(width, 1), nn.Linear(width, 1)
+        self.held, self.holds = nn.Linear(width, width), nn.Linear(width, width)
+        self.apart = nn.Linear(width, 2)
+        drawers = [k for k, name in enumerate(universe.names) if universe.kind(name) == "drawer"]
+        self.drawer = drawers[0] if drawers else 0
+
+    def forward(self, patches: Float[Tensor, "b p v"], body: Float[Tensor, "b s"]) -> Reading:
+        """Logits; places that cannot be are minus infinity."""
+        pose = self.body((body - self.body_mean) / self.body_std)[:, None]
+        keys = torch.cat([self.patch(patches) + self.at, pose], dim=1)
+        queries = (self.color(self.index[:, 0]) + self.kind(self.index[:, 1]) + self.own).expand(len(patches), -1, -1)
+        for layer in self.layers:
+            queries = layer(queries, keys)
+        x = self.norm(queries)
+        among = self.held(x) @ self.holds(x).transpose(1, 2) * x.shape[-1] ** -0.5
+        among = among.masked_fill(~self.may_hold, -torch.inf)
+        place = torch.cat([among, self.apart(x)], dim=2)
+        return Reading(present=self.present(x)[..., 0], place=place, open=self.open(x[:, self.drawer])[:, 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneReader:
+    """A trained reader with the model whose vision it reads.
+
+    Attributes:
+        net: The reader.
+        universe: The things.
+        model: Pretrained model, frozen.
+        source: Its name or folder.
+        notes: Data and scores.
+    """
+
+    net: ReaderNet
+    universe: Universe
+    model: Pretrained
+    source: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the folder; it appears whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".partial")
+        temporary.mkdir(parents=True, exist_ok=True)
+        save_file(self.net.state_dict(), temporary / "reader.safetensors")
+        meta = {
+            "universe": vars(self.universe),
+            "vision": self.net.patch[1].in_features,  # type: ignore[union-attr]
+            "patches": len(self.net.at),
+            "body": len(self.net.body_mean),
+            "width": self.net.at.shape[1],
+            "depth": len(self.net.layers),
+            "model": self.source,
+            "identity": identity_of(self.source),
+            "notes": dict(self.notes),
+        }
+        (temporary / "reader.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        replace_folder(path, temporary)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> SceneReader:
+        """Load a folder that `save` wrote.
+
+        Raises:
+            CheckpointError: Incomplete or damaged, or the pretrained model is not the one it was trained on.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "reader.json").read_text())
+            universe = Universe(**{key: tuple(value) for key, value in meta["universe"].items()})
+            sizes = {key: int(meta[key]) for key in ("vision", "patches", "body", "width", "depth")}
+            net = ReaderNet(universe, **sizes)
+            net.load_state_dict(load_file(path / "reader.safetensors"))
+            source, identity = str(meta["model"]), str(meta["identity"])
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is no scene reader that brachium train-reader made: {error}") from error
+        if identity_of(source) != identity:
+            raise CheckpointError(f"{path} was trained on another {source}: its weights have changed since")
+        return cls(net=net.eval(), universe=universe, model=Pretrained.load(source), source=source, notes=meta["notes"])
+
+    @torch.no_grad()
+    def read(self, images: Sequence[np.ndarray], state: np.ndarray) -> Reading:
+        """What is seen now: a reading of one scene.
+
+        Args:
+            images: uint8 (height, width, 3), one a camera, in the order of the model's cameras.
+            state: float32 (s,), in the embodiment's units.
+        """
+        if len(images) != len(self.model.cameras):
+            raise ConfigError(f"expected an image of each of {list(self.model.cameras)}, got {len(images)}")
+        patches = patches_of(self.model, torch.from_numpy(np.stack(images))[None])
+        body = torch.from_numpy(np.asarray(state, np.float32))[None, self.model.encoder.body]
+        return self.net(patches, body)
+
+
+@torch.no_grad()
+def patches_of(model: Pretrained, images: UInt8[Tensor, "b n height width 3"]) -> Float[Tensor, "b p v"]:
+    """Patches of all cameras, from the model's frozen vision tower."""
+    backbone: Any = model.encoder.backbone
+    seen = backbone.family.look(backbone.normalise(images).flatten(0, 1))
+    return seen.patches.reshape(len(images), -1, backbone.vision_width).float()
+
+
+def reading_loss(
+    reading: Reading,
+    present: Bool[Tensor, "b n"],
+    place: Tensor,
+    is_open: Float[Tensor, " b"],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropies of what is there, of what holds what is there, and of the drawer.
+
+    Args:
+        reading: What was said.
+        present: What is there.
+        place: Index (b, n) of what holds a thing: a thing, n for the table, n + 1 for the gripper; -1 for unknown.
+        is_open: One for open, zero for closed; NaN where there is no drawer or it is half-way.
+    """
+    binary = nn.functional.binary_cross_entropy_with_logits
+    there = binary(reading.present, present.float())
+    candidates = torch.cat([present, torch.ones_like(present[:, :2])], dim=1)
+    logits = reading.place.masked_fill(~candidates[:, None], -torch.inf)
+    known = place >= 0
+    held = nn.functional.cross_entropy(logits[known], place[known]) if bool(known.any()) else there * 0.0
+    sure = is_open.isfinite()
+    drawer = binary(reading.open[sure], is_open[sure]) if bool(sure.any()) else there * 0.0
+    parts = {"present": there.detach(), "place": held.detach(), "drawer": drawer.detach()}
+    return 4.0 * there + held + 0.3 * drawer, parts

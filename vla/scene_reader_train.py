@@ -1,0 +1,188 @@
+"""The verb ``brachium train-reader``: a scene reader on labelled scenes, over a frozen pretrained model's vision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..console import log, progress
+from ..datasets.store import EpisodeStore
+from ..errors import ConfigError, StoreError
+from .loop import Optimization, TrainLoop
+from .model import stack_images
+from .pretrained import Pretrained
+from .scene_reader import GRIPPER, TABLE, ReaderNet, SceneReader, Universe, patches_of, reading_loss
+
+AT_ONCE = 32
+"""Scenes whose patches are computed at once."""
+HALF = (0.03, 0.06)
+"""The drawer is closed below the first and open above the second [m]; between, nothing is learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """Labelled scenes: patches (n, p, v) in half precision, poses (n, s), and labels as `reading_loss` takes them."""
+
+    patches: Tensor
+    body: Tensor
+    present: Tensor
+    place: Tensor
+    open: Tensor
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Some scenes."""
+        return self.patches[index].float(), self.body[index], self.present[index], self.place[index], self.open[index]
+
+
+def universe_of(stores: Sequence[EpisodeStore]) -> Universe:
+    """Every thing that is named in some scenes."""
+    names = {name for store in stores for e in store.episodes for name in e.meta.get("names", ()) if name}
+    return Universe(names=tuple(sorted(names)))
+
+
+def scenes_of(stores: Sequence[EpisodeStore], model: Pretrained, universe: Universe) -> Scenes:
+    """Read labelled scenes once.
+
+    Raises:
+        StoreError: Scenes that do not say what holds what (``brachium record env=scenes_skills`` makes some that do).
+    """
+    number = {name: k for k, name in enumerate(universe.names)}
+    more = {TABLE: len(number), GRIPPER: len(number) + 1}
+    patches, bodies, present, place, opened = [], [], [], [], []
+    for store in stores:
+        spec = store.embodiment
+        state = torch.from_numpy(store.lowdim("state").astype(np.float32))
+        with progress(f"vision of {store.path.name}", total=store.num_episodes, unit="scenes") as bar:
+            for k in range(0, store.num_episodes, AT_ONCE):
+                rows = np.arange(k, min(k + AT_ONCE, store.num_episodes))
+                pictures = {name: store.read_images(name, rows) for name in spec.camera_names}
+                images = stack_images(pictures, spec, torch.device("cpu"))
+                assert isinstance(images, Tensor)
+                patches.append(patches_of(model, images).half())
+                bar.update(len(rows))
+        bodies.append(state[:, model.encoder.body])
+        for episode in store.episodes:
+            names, holders = episode.meta.get("names", ()), episode.meta.get("holders")
+            if holders is None or episode.length != 1:
+                raise StoreError(
+                    f"{store.path}: expected scenes that say what holds what. Type: brachium record env=scenes_skills"
+                )
+            there, held = np.zeros(len(number), bool), np.full(len(number), -1, np.int64)
+            for name, holder in zip(names, holders):
+                there[number[name]] = True
+                if holder is not None:
+                    held[number[name]] = more[holder] if holder in more else number[holder]
+            drawer = episode.meta.get("drawer")
+            sure = drawer is not None and not HALF[0] < drawer < HALF[1]
+            present.append(there)
+            place.append(held)
+            opened.append(float(drawer > HALF[1]) if sure and drawer is not None else float("nan"))
+    return Scenes(
+        patches=torch.cat(patches),
+        body=torch.cat(bodies),
+        present=torch.from_numpy(np.stack(present)),
+        place=torch.from_numpy(np.stack(place)),
+        open=torch.tensor(opened),
+    )
+
+
+@torch.no_grad()
+def score(net: ReaderNet, scenes: Scenes, index: Tensor) -> dict[str, float]:
+    """Shares of right answers: things one by one, whole sets of things, places of present things, drawers, scenes."""
+    right: dict[str, list[Tensor]] = {key: [] for key in ("thing", "things", "place", "drawer", "scene")}
+    for start in range(0, len(index), 256):
+        patches, body, present, place, is_open = scenes.rows(index[start : start + 256])
+        found = net(patches, body)
+        there = (found.present > 0) == present
+        candidates = torch.cat([present, torch.ones_like(present[:, :2])], dim=1)
+        best = found.place.masked_fill(~candidates[:, None], -torch.inf).argmax(2)
+        known = place >= 0
+        good = (best == place) | ~known
+        drawer = ((found.open > 0) == (is_open > 0.5)) | ~is_open.isfinite()
+        right["thing"].append(there.flatten())
+        right["things"].append(there.all(1))
+        right["place"].append((best == place)[known])
+        right["drawer"].append(drawer[is_open.isfinite()])
+        right["scene"].append(there.all(1) & good.all(1) & drawer)
+    return {key: round(float(torch.cat(values).float().mean()), 4) for key, values in right.items()}
+
+
+def train_reader(
+    *,
+    stores: Sequence[str],
+    optimization: Optimization,
+    vlm: str = "nano",
+    heldout: int = 600,
+    width: int = 96,
+    depth: int = 3,
+    out: str = "outputs/reader",
+) -> int:
+    """Train a scene reader for planners: what is there, what holds what, and whether the drawer is open.
+
+    The pretrained model is frozen; its vision of every scene is computed once. An interrupted training goes on when the
+    command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
+
+    Args:
+        stores: Stores of labelled scenes (``brachium record env=scenes_skills``).
+        optimization: How to train; a batch is of scenes.
+        vlm: Pretrained model, ``nano`` or a folder.
+        heldout: Scenes at the end kept for the scores.
+        width, depth: Of the reader's layers.
+        out: Folder.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened, model = [EpisodeStore.open(path) for path in stores], Pretrained.load(vlm)
+    universe = universe_of(opened)
+    scenes = scenes_of(opened, model, universe)
+    count = len(scenes.body)
+    if not 1 <= heldout < count:
+        raise ConfigError(f"expected heldout from 1 to {count - 1}, the number of scenes less one, got {heldout}")
+    with torch.random.fork_rng():
+        torch.manual_seed(optimization.seed)
+        net = ReaderNet(
+            universe,
+            vision=scenes.patches.shape[2],
+            patches=scenes.patches.shape[1],
+            body=scenes.body.shape[1],
+            width=width,
+            depth=depth,
+        )
+    net.body_mean, net.body_std = scenes.body.mean(0), scenes.body.std(0).clamp(min=1e-3)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        rng = np.random.default_rng([optimization.seed, step])
+        return scenes.rows(torch.from_numpy(rng.integers(count - heldout, size=optimization.batch_size)))
+
+    def loss(some: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        patches, body, present, place, is_open = some
+        return reading_loss(net(patches, body), present, place, is_open)
+
+    loop = TrainLoop(
+        name="reader",
+        module=net,
+        make_batch=batch,
+        loss=loss,
+        options=optimization,
+        folder=folder,
+        resume=True,
+        identity={"data": [s.fingerprint for s in opened], "vlm": vlm, "sizes": [width, depth, heldout]},
+    )
+    loop.run()
+    loop.use_average()
+    scores = score(net.eval(), scenes, torch.arange(count - heldout, count))
+    log("held-out scenes, share right: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items()))
+    notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": vars(optimization)}
+    reader = SceneReader(net=net, universe=universe, model=model, source=vlm, notes=notes)
+    path = reader.save(folder / "reader")
+    SceneReader.load(path)  # what cannot be loaded is no result
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    log(f"{path}: saved and loaded again")
+    return 0
