@@ -130,7 +130,7 @@ class FrameGenerator(nn.Module):
         """Error of the guessed data over t, each condition dropped for itself in a share of the samples."""
         b = len(future)
         noise = torch.randn(future.shape, generator=generator).to(future)
-        t = (1.0 - (1.0 - LEAST) * torch.rand(b, generator=generator).square()).to(future)
+        t = (1.0 - (1.0 - LEAST) * torch.rand(b, generator=generator).pow(1.4)).to(future)
         dropped = torch.rand(2, b, generator=generator).to(future) < self.drop
         seen, told = ~dropped[0], ~dropped[1]
         at = t[:, None, None, None, None, None]

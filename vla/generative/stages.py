@@ -72,7 +72,8 @@ class Stages:
         goals: int,
         spread: int,
     ) -> None:
-        self.system, self.data, self.own, self.other = system, data, own, other
+        self.system, self.data = system, data
+        self.own, self.other = own.of(system.views), other.of(system.views)
         self.augmentation, self.goals, self.spread = augmentation, goals, spread
         self._samplers: dict[tuple[int, int], ShuffledSampler] = {}
         self.made: Tensor | None = None

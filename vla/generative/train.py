@@ -38,6 +38,7 @@ def train_visual(
     guidance: Guidance,
     encoder: str = "nano",
     out: str = "outputs/visual",
+    cameras: Sequence[str] = ("front",),
     size: int = 48,
     ahead: int = 8,
     spread: int = 1,
@@ -66,6 +67,7 @@ def train_visual(
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder that
             ``brachium pretrain`` made.
         out: Folder for the checkpoint, logs and saves.
+        cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
         ahead: Steps from the present to a subgoal.
         spread: Targets of the editor lie `ahead` steps ahead, give or take so many.
@@ -80,7 +82,7 @@ def train_visual(
     """
     generator = {"size": size, "frames": 1, "steps": ahead, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
-    plan = _Plan("visual", store, encoder, out, generator, acting, augmentation, goals, spread, heldout, resume, editor.seed)
+    plan = _Plan("visual", store, encoder, out, list(cameras), generator, acting, augmentation, goals, spread, heldout, resume, editor.seed)
     return _train(plan, {"generator": editor, "policy": policy, "progress": progress}, guidance, samples)
 
 
@@ -95,6 +97,7 @@ def train_video(
     guidance: Guidance,
     encoder: str = "nano",
     out: str = "outputs/video",
+    cameras: Sequence[str] = ("front",),
     size: int = 48,
     frames: int = 6,
     steps: int = 2,
@@ -121,6 +124,7 @@ def train_video(
         guidance: How samples are drawn for ``samples.png``; the planner has its own.
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder.
         out: Folder for the checkpoint, logs and saves.
+        cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
         frames: Frames of a video, beside the present.
         steps: Steps of control from one frame to the next.
@@ -135,7 +139,7 @@ def train_video(
     generator = {"size": size, "frames": frames, "steps": steps, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
-    plan = _Plan("video", store, encoder, out, generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed)
+    plan = _Plan("video", store, encoder, out, list(cameras), generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed)
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
 
 
@@ -156,6 +160,7 @@ class _Plan:
         store: str,
         encoder: str,
         out: str,
+        cameras: list[str],
         generator: dict[str, Any],
         policy: dict[str, Any],
         augmentation: Augmentation,
@@ -172,12 +177,13 @@ class _Plan:
         self.kind, self.folder, self.resume = kind, Path(out), resume
         require_disk(self.folder, 200e6, "training")
         reader = Reader.load(encoder)
-        self.data = FrameData.open(store, int(generator["size"]), heldout)
+        self.data = FrameData.open(store, int(generator["size"]), heldout, cameras)
         reader.require(self.data.store.embodiment.camera_names)
         self.identity = {
             "kind": kind,
             "data": self.data.store.fingerprint,
             "encoder": identity_of(encoder),
+            "cameras": cameras,
             "generator": {**generator, "spread": spread},
             "noise": [augmentation.words, augmentation.places],
             "heldout": heldout,
@@ -188,6 +194,7 @@ class _Plan:
         self.system = SubgoalSystem(
             kind=kind,
             embodiment=self.data.store.embodiment,
+            cameras=cameras,
             reader=reader,
             generator=generator,
             policy=policy,
