@@ -17,6 +17,7 @@ from torch import nn
 
 from ...console import human_time, log, require_disk
 from ...errors import ConfigError
+from ..checkpoint import checksums
 from ..loop import Optimization, TrainLoop
 from .frames import FrameData
 from .generator import Guidance
@@ -96,6 +97,7 @@ def train_video(
     augmentation: Augmentation,
     guidance: Guidance,
     encoder: str = "nano",
+    init: str | None = None,
     out: str = "outputs/video",
     cameras: Sequence[str] = ("front",),
     size: int = 48,
@@ -123,6 +125,8 @@ def train_video(
         augmentation: What is done to inputs in training.
         guidance: How samples are drawn for ``samples.png``; the planner has its own.
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder.
+        init: Checkpoint of ``brachium train-visual`` whose policy and filter the inverse dynamics and the filter here
+            begin with, as far as they are alike; null to begin from nothing.
         out: Folder for the checkpoint, logs and saves.
         cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
@@ -140,6 +144,8 @@ def train_video(
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
     plan = _Plan("video", store, encoder, out, list(cameras), generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed)
+    if init is not None:
+        plan.begin_with(init)
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
 
 
@@ -174,6 +180,8 @@ class _Plan:
             raise ConfigError(
                 f"expected goals from 1 and spread from 0 to below ahead={generator['steps']}, got {goals} and {spread}"
             )
+        self.earlier: dict[str, float] = {}
+        """Seconds of training that went into what it begins with."""
         self.kind, self.folder, self.resume = kind, Path(out), resume
         require_disk(self.folder, 200e6, "training")
         reader = Reader.load(encoder)
@@ -189,7 +197,8 @@ class _Plan:
             "heldout": heldout,
             "seed": seed,
         }
-        self.acting = {"policy": policy, "augmentation": vars(augmentation), "goals": goals}
+        self.judging: dict[str, Any] = {}
+        self.acting: dict[str, Any] = {"policy": policy, "augmentation": vars(augmentation), "goals": goals}
         torch.manual_seed(seed)  # of the initial weights
         self.system = SubgoalSystem(
             kind=kind,
@@ -212,12 +221,27 @@ class _Plan:
         )
 
 
+    def begin_with(self, init: str) -> None:
+        """Take what fits of the policy and the filter of another system."""
+        other = SubgoalSystem.load(init)
+        self.system.embodiment.require_same(other.embodiment, "the store", f"checkpoint {init}")
+        for name in ("policy", "progress"):
+            mine, theirs = getattr(self.system, name), getattr(other, name).state_dict()
+            own = mine.state_dict()
+            taken = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+            mine.load_state_dict({**own, **taken})
+            log(f"{name}: begins with {len(taken)} of {len(own)} tensors of {init}")
+        seconds = json.loads((Path(init) / "meta.json").read_text())["seconds"]
+        self.earlier = {f"init/{name}": float(seconds[name]) for name in ("policy", "progress")}
+        self.acting["init"] = self.judging["init"] = checksums(Path(init))["model.safetensors"]
+
+
 def _train(plan: _Plan, parts: Mapping[str, Optimization], guidance: Guidance, samples: int) -> int:
     begin = time.process_time()
     system, stages, folder = plan.system, plan.stages, plan.folder
     rows = torch.from_numpy(plan.data.training)
     system.policy.fit(plan.data.state[rows], plan.data.action[rows])
-    notes: dict[str, Any] = {"seconds": {}, "metrics": {}}
+    notes: dict[str, Any] = {"seconds": dict(plan.earlier), "metrics": {}}
     made = 0.0
     for name, options in parts.items():
         if name == "policy" and stages.augmentation.round_trips > 0.0:
@@ -267,7 +291,7 @@ def _part(plan: _Plan, name: str, options: Optimization) -> tuple[float, dict[st
     module: nn.Module = getattr(plan.system, name)
     make, loss, evaluate = (getattr(stages, f"{name}_{what}") for what in ("batch", "loss", "error"))
     identity = {**plan.identity, "part": name, "optimization": vars(options)}
-    identity |= plan.acting if name == "policy" else {}
+    identity |= {"policy": plan.acting, "progress": plan.judging}.get(name, {})
     path = plan.folder / f"part-{name}.safetensors"
     done = _finished(path, identity) if plan.resume else None
     if done is not None:
