@@ -38,8 +38,16 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
 ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "language": ("language-conditioned policy (nano, flow head)", "language", ()),
     "visual": ("**visual**: image subgoals, goal-conditioned policy", "visual", ("planner=visual",)),
-    "visual-first": ("visual, the first candidate in place of the best", "visual", ("planner=visual", "planner.rank=false")),
-    "visual-image": ("visual, subgoals of another episode's image", "visual", ("planner=visual", "planner.shuffle=image")),
+    "visual-first": (
+        "visual, the first candidate in place of the best",
+        "visual",
+        ("planner=visual", "planner.rank=false"),
+    ),
+    "visual-image": (
+        "visual, subgoals of another episode's image",
+        "visual",
+        ("planner=visual", "planner.shuffle=image"),
+    ),
     "visual-text": ("visual, subgoals of another instruction", "visual", ("planner=visual", "planner.shuffle=text")),
     "video": ("**video**: short videos, inverse dynamics", "video", ("planner=video",)),
     "video-image": ("video, videos of another episode's image", "video", ("planner=video", "planner.shuffle=image")),

@@ -39,7 +39,9 @@ def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, A
     folder = Path(folder)
     run = read_run(folder, Path(checkpoint) if checkpoint else None, extra)
     filters: dict[str, Callable[..., Any]] = {"percent": percent, "interval": interval, "label": label}
-    return write_html(folder / "report.html", __package__, "report.html.jinja", _content(run, folder, checkpoint), filters)
+    return write_html(
+        folder / "report.html", __package__, "report.html.jinja", _content(run, folder, checkpoint), filters
+    )
 
 
 def _content(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:

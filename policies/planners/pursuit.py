@@ -54,7 +54,9 @@ class GoalChunks:
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
             names = self.embodiment.camera_names
             images = self._stacked([[observations[k].images[name] for name in names] for k in full])
-            goals = self._stacked([[observations[k].images[f"{GOAL}{name}"] for name in self.model.goals] for k in full])
+            goals = self._stacked(
+                [[observations[k].images[f"{GOAL}{name}"] for name in self.model.goals] for k in full]
+            )
             state = torch.from_numpy(np.stack([observations[k].state for k in full]).astype(np.float32))
             draws = torch.from_numpy(np.asarray(noise[full], np.float32))
             chunk = self.model.predict(images, shrink(goals, self.model.goal_size), state, draws)

@@ -62,4 +62,3 @@ def make_reading(count, seed=0, words=96):
         uv=torch.rand(count, 2, len(CAMERAS), 2, generator=draws),
         visible=torch.rand(count, 2, len(CAMERAS), generator=draws),
     )
-

@@ -98,7 +98,9 @@ class FrameData:
             for start in range(0, count, DECODED):
                 rows = np.arange(start, min(start + DECODED, count))
                 for k, camera in enumerate(cameras):
-                    small[start : start + len(rows), k] = shrink(torch.from_numpy(store.read_images(camera, rows)), size)
+                    small[start : start + len(rows), k] = shrink(
+                        torch.from_numpy(store.read_images(camera, rows)), size
+                    )
                 bar.update(len(rows))
         owner = np.repeat(np.arange(store.num_episodes), np.diff(store.offsets))
         action = torch.from_numpy(store.lowdim("action").astype(np.float32))

@@ -187,5 +187,7 @@ class GoalPolicy(nn.Module):
         found = found * self.get_buffer("action_scale") + self.get_buffer("action_mean")
         spec = self.embodiment.action
         if spec.low and spec.high:
-            found = torch.clamp(found, *(torch.from_numpy(np.array(v, np.float32)).to(found) for v in (spec.low, spec.high)))
+            found = torch.clamp(
+                found, *(torch.from_numpy(np.array(v, np.float32)).to(found) for v in (spec.low, spec.high))
+            )
         return found

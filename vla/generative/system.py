@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ...errors import BrachiumError, CheckpointError, NotFoundError
@@ -150,4 +149,3 @@ class SubgoalSystem(nn.Module):
         if edited:
             raise CheckpointError(f"{path}: {edited} are not the files that were saved: train anew, or copy them again")
         return found.eval()
-

@@ -83,7 +83,21 @@ def train_visual(
     """
     generator = {"size": size, "frames": 1, "steps": ahead, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
-    plan = _Plan("visual", store, encoder, out, list(cameras), generator, acting, augmentation, goals, spread, heldout, resume, editor.seed)
+    plan = _Plan(
+        "visual",
+        store,
+        encoder,
+        out,
+        list(cameras),
+        generator,
+        acting,
+        augmentation,
+        goals,
+        spread,
+        heldout,
+        resume,
+        editor.seed,
+    )
     return _train(plan, {"generator": editor, "policy": policy, "progress": progress}, guidance, samples)
 
 
@@ -143,7 +157,21 @@ def train_video(
     generator = {"size": size, "frames": frames, "steps": steps, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
-    plan = _Plan("video", store, encoder, out, list(cameras), generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed)
+    plan = _Plan(
+        "video",
+        store,
+        encoder,
+        out,
+        list(cameras),
+        generator,
+        acting,
+        augmentation,
+        steps + 1,
+        0,
+        heldout,
+        resume,
+        video.seed,
+    )
     if init is not None:
         plan.begin_with(init)
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
@@ -219,7 +247,6 @@ class _Plan:
             goals=goals,
             spread=spread,
         )
-
 
     def begin_with(self, init: str) -> None:
         """Take what fits of the policy and the filter of another system."""

@@ -85,7 +85,9 @@ def test_candidates_are_ranked_by_progress_and_the_same_seed_gives_the_same(syst
 def test_without_the_filter_candidates_come_as_they_were_drawn(system):
     planner = VisualPlanner(system=system, candidates=3, rank=False, guidance=Guidance(steps=2), horizon=7)
     found = planner.propose(context())
-    imagined = NativeImaginer(system, Guidance(steps=2)).imagine(context().observation.images, "go right", 3, [3, 0, 0x5B6])
+    imagined = NativeImaginer(system, Guidance(steps=2)).imagine(
+        context().observation.images, "go right", 3, [3, 0, 0x5B6]
+    )
     for k, candidate in enumerate(found.candidates):
         assert np.array_equal(candidate.subgoal.images["front"], imagined.frames["front"][k, -1])
         assert candidate.terms == {}
@@ -106,7 +108,11 @@ def test_shuffled_subgoals_are_of_something_else(system, shuffle):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"candidates": 0}, "at least 1 candidate"), ({"shuffle": "txt"}, "Did you mean 'text'"), ({"horizon": 0}, "horizon")],
+    [
+        ({"candidates": 0}, "at least 1 candidate"),
+        ({"shuffle": "txt"}, "Did you mean 'text'"),
+        ({"horizon": 0}, "horizon"),
+    ],
 )
 def test_planners_that_cannot_be_are_refused(system, options, message):
     with pytest.raises(ConfigError, match=message):
@@ -181,7 +187,9 @@ def test_a_policy_that_reads_words_says_that_it_cannot_pursue_pictures(system):
         planner=Pictures(), policy=Words(), hold=lambda o: np.zeros(2, np.float32), termination="planner"
     )
     runner.reset(0, 0)
-    with pytest.raises(ConfigError, match="Words follows instructions in words, and planner pictures proposes ImageSub"):
+    with pytest.raises(
+        ConfigError, match="Words follows instructions in words, and planner pictures proposes ImageSub"
+    ):
         runner.act([observation()], [0])
 
 

@@ -1,8 +1,9 @@
 """Shared parts of the tests of generated subgoals."""
 
 import pytest
-from brachium.vla.generative.reading import Reader
 from sliding_squares import record
+
+from brachium.vla.generative.reading import Reader
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sliding_squares import make_reading
 from torch import nn
 
 from brachium.errors import ConfigError
@@ -9,16 +10,13 @@ from brachium.vla.generative.frames import to_pixels, to_unit
 from brachium.vla.generative.generator import LEAST, FrameGenerator, Guidance
 from brachium.vla.generative.unet import UNet
 from brachium.vla.heads.solvers import integrate
-from sliding_squares import make_reading
 
 SIZE = 16
 
 
 def make_generator(frames=1, widths=(16, 32), patch=2, seed=0, **options):
     torch.manual_seed(seed)
-    return FrameGenerator(
-        size=SIZE, cameras=2, frames=frames, steps=2, words=96, widths=widths, patch=patch, **options
-    )
+    return FrameGenerator(size=SIZE, cameras=2, frames=frames, steps=2, words=96, widths=widths, patch=patch, **options)
 
 
 class Linear(nn.Module):

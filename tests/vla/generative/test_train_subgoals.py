@@ -178,5 +178,3 @@ def test_others_are_strangers(tmp_path):
     assert again is not None
     assert again.texts == others.texts
     assert Others.load(tmp_path / "nowhere") is None
-
-
