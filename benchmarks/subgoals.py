@@ -44,14 +44,14 @@ ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("planner=visual", "planner.rank=false"),
     ),
     "visual-image": (
-        "visual, subgoals of another episode's image",
+        "visual, of another episode's image",
         "visual",
         ("planner=visual", "planner.shuffle=image"),
     ),
-    "visual-text": ("visual, subgoals of another instruction", "visual", ("planner=visual", "planner.shuffle=text")),
+    "visual-text": ("visual, of another instruction", "visual", ("planner=visual", "planner.shuffle=text")),
     "video": ("**video**: short videos, inverse dynamics", "video", ("planner=video",)),
-    "video-image": ("video, videos of another episode's image", "video", ("planner=video", "planner.shuffle=image")),
-    "video-text": ("video, videos of another instruction", "video", ("planner=video", "planner.shuffle=text")),
+    "video-image": ("video, of another episode's image", "video", ("planner=video", "planner.shuffle=image")),
+    "video-text": ("video, of another instruction", "video", ("planner=video", "planner.shuffle=text")),
 }
 """Name -> (what it is, which system, words of ``brachium eval``)."""
 

@@ -1,4 +1,4 @@
-"""A policy that pursues pictures: it is told what it should look like, and an executor turns its chunks into actions."""
+"""A policy that pursues pictures: it is shown what it should look like; an executor makes its chunks actions."""
 
 from __future__ import annotations
 

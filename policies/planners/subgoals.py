@@ -1,4 +1,4 @@
-"""A checkpoint of ``brachium train-visual`` or ``train-video`` as a policy: planner, runner and pursuit put together."""
+"""A checkpoint of ``brachium train-visual`` or ``train-video`` as a policy: planner, runner and pursuit in one."""
 
 from __future__ import annotations
 

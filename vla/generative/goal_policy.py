@@ -114,12 +114,13 @@ class GoalPolicy(nn.Module):
         self.goals = tuple(goals)
         for name in self.goals:
             embodiment.camera(name)
-        self.views = nn.ModuleList(
+        views = [
             ViewPair(size=size, goals=name in self.goals, width=width, keypoints=keypoints)
             for name in embodiment.camera_names
-        )
+        ]
+        self.views = nn.ModuleList(views)
         state, action, wide = embodiment.state.dim, embodiment.action.dim, 4 * width
-        features = sum(int(view.features) for view in self.views)  # type: ignore[arg-type]
+        features = sum(view.features for view in views)
         self.join = nn.Sequential(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU())
         inputs = HeadInputs(context_dim=wide, action_horizon=action_horizon, action_dims={embodiment.name: action})
         self.head = instantiate(head, inputs=inputs)

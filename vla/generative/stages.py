@@ -178,8 +178,10 @@ class Stages:
 
     def policy_loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """See `GoalPolicy.loss`."""
-        options = {"augment": self.augmentation.observation, "goal_augment": self.augmentation.goal}
-        each = self.system.policy.loss(**batch, generator=generator, **options)
+        changes = self.augmentation
+        each = self.system.policy.loss(
+            **batch, generator=generator, augment=changes.observation, goal_augment=changes.goal
+        )
         return each.mean(), {}
 
     def policy_error(self, count: int = 256) -> dict[str, float]:

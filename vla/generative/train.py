@@ -180,9 +180,10 @@ def train_video(
 def node_of(factory: Callable[..., Any]) -> dict[str, Any]:
     """A factory as plain data that travels with the weights: ``_target_`` and arguments."""
     arguments: dict[str, Any] = {}
+    made: Any = factory
     if isinstance(factory, partial):
-        factory, arguments = factory.func, dict(factory.keywords)
-    return {"_target_": f"{factory.__module__}.{factory.__qualname__}", **arguments}
+        made, arguments = factory.func, dict(factory.keywords)
+    return {"_target_": f"{made.__module__}.{made.__qualname__}", **arguments}
 
 
 class _Plan:
