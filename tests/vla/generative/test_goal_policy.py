@@ -35,7 +35,7 @@ def batch_of(places, ahead):
 def test_motion_between_two_frames_is_read_off_them(head):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, head=head, action_horizon=2, width=16, keypoints=8)
+    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=head, action_horizon=2, width=16, keypoints=8)
     training = batch_of(rng.integers(6, 20, 400).tolist(), rng.integers(-6, 7, 400).tolist())
     policy.fit(training[2], training[3][:, 0])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
@@ -60,7 +60,7 @@ def test_motion_between_two_frames_is_read_off_them(head):
 
 def test_actions_stay_within_the_limits_of_the_robot():
     torch.manual_seed(0)
-    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, head=FLOW, action_horizon=2, width=16, keypoints=4)
+    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=FLOW, action_horizon=2, width=16, keypoints=4)
     policy.get_buffer("action_scale").fill_(100.0)
     now, goal, state, _ = batch_of([8, 9], [3, -3])
     found = policy.predict(now, shrink(goal, 16), state, torch.randn(2, 2, 2))
@@ -111,8 +111,8 @@ def test_progress_is_told_from_its_reverse_and_from_another_instruction():
         reading = Reading(**{k: torch.cat([getattr(r, k) for r in rows]) for k in ("words", "uv", "visible")})
         return present, later, reading, torch.from_numpy(right.astype(np.float32))
 
-    optimizer, draws = torch.optim.AdamW(model.parameters(), lr=2e-3), torch.Generator().manual_seed(0)
-    for _ in range(120):
+    optimizer, draws = torch.optim.AdamW(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
+    for _ in range(400):
         present, later, reading, label = batch(32)
         loss = model.loss(present, later, reading, label, draws).mean()
         optimizer.zero_grad()
