@@ -20,7 +20,7 @@ from ...errors import ConfigError
 from ..checkpoint import checksums
 from ..loop import Optimization, TrainLoop
 from .frames import FrameData
-from .generator import Guidance
+from .generator import Guidance, inflated
 from .others import COUNT, Others
 from .reading import Reader, identity_of, read_store
 from .sheet import write_sheet
@@ -139,8 +139,8 @@ def train_video(
         augmentation: What is done to inputs in training.
         guidance: How samples are drawn for ``samples.png``; the planner has its own.
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder.
-        init: Checkpoint of ``brachium train-visual`` whose policy and filter the inverse dynamics and the filter here
-            begin with, as far as they are alike; null to begin from nothing.
+        init: Checkpoint of ``brachium train-visual`` that all parts begin with, as far as they are alike: the editor
+            becomes a video model whose layers along time begin as the identity; null to begin from nothing.
         out: Folder for the checkpoint, logs and saves.
         cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
@@ -226,7 +226,6 @@ class _Plan:
             "heldout": heldout,
             "seed": seed,
         }
-        self.judging: dict[str, Any] = {}
         self.acting: dict[str, Any] = {"policy": policy, "augmentation": vars(augmentation), "goals": goals}
         torch.manual_seed(seed)  # of the initial weights
         self.system = SubgoalSystem(
@@ -250,18 +249,21 @@ class _Plan:
         )
 
     def begin_with(self, init: str) -> None:
-        """Take what fits of the policy and the filter of another system."""
+        """Take what fits of the parts of another system."""
         other = SubgoalSystem.load(init)
         self.system.embodiment.require_same(other.embodiment, "the store", f"checkpoint {init}")
-        for name in ("policy", "progress"):
+        parts = ("generator", "policy", "progress")
+        for name in parts:
             mine, theirs = getattr(self.system, name), getattr(other, name).state_dict()
             own = mine.state_dict()
+            if name == "generator":
+                theirs = inflated(theirs, own)
             taken = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
             mine.load_state_dict({**own, **taken})
             log(f"{name}: begins with {len(taken)} of {len(own)} tensors of {init}")
         seconds = json.loads((Path(init) / "meta.json").read_text())["seconds"]
-        self.earlier = {f"init/{name}": float(seconds[name]) for name in ("policy", "progress")}
-        self.acting["init"] = self.judging["init"] = checksums(Path(init))["model.safetensors"]
+        self.earlier = {f"init/{name}": float(seconds[name]) for name in parts}
+        self.identity["init"] = checksums(Path(init))["model.safetensors"]
 
 
 def _train(plan: _Plan, parts: Mapping[str, Optimization], guidance: Guidance, samples: int) -> int:
@@ -319,7 +321,7 @@ def _part(plan: _Plan, name: str, options: Optimization) -> tuple[float, dict[st
     module: nn.Module = getattr(plan.system, name)
     make, loss, evaluate = (getattr(stages, f"{name}_{what}") for what in ("batch", "loss", "error"))
     identity = {**plan.identity, "part": name, "optimization": vars(options)}
-    identity |= {"policy": plan.acting, "progress": plan.judging}.get(name, {})
+    identity |= plan.acting if name == "policy" else {}
     path = plan.folder / f"part-{name}.safetensors"
     done = _finished(path, identity) if plan.resume else None
     if done is not None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from brachium.errors import ConfigError
 from brachium.vla.generative.frames import to_pixels, to_unit
-from brachium.vla.generative.generator import LEAST, FrameGenerator, Guidance
+from brachium.vla.generative.generator import LEAST, FrameGenerator, Guidance, inflated
 from brachium.vla.generative.unet import UNet
 from brachium.vla.heads.solvers import integrate
 
@@ -142,6 +142,20 @@ def test_a_short_round_trip_stays_near_and_a_whole_one_is_a_sample():
     assert torch.equal(whole, model.sample(present, reading, noise, Guidance(steps=4)))
     with pytest.raises(ConfigError, match="level above 0"):
         model.round_trip(future, present, reading, noise, 0.0, 4)
+
+
+def test_an_inflated_editor_makes_its_picture_in_every_frame():
+    editor, video = make_generator(1), make_generator(3, seed=1)
+    nn.init.normal_(editor.net.leave[-1].weight, std=0.1)
+    nn.init.normal_(editor.net.attention.answer.weight, std=0.1)
+    own = video.state_dict()
+    taken = inflated(editor.state_dict(), own)
+    video.load_state_dict({**own, **taken})
+    x, present = torch.randn(2, 1, 2, 3, SIZE, SIZE), torch.randn(2, 2, 3, SIZE, SIZE)
+    reading = make_reading(2)
+    one = editor.field(x, 0.6, present, reading, Guidance())
+    three = video.field(x.expand(-1, 3, -1, -1, -1, -1), 0.6, present, reading, Guidance())
+    torch.testing.assert_close(three, one.expand_as(three), atol=1e-4, rtol=1e-4)
 
 
 def test_frames_of_a_video_see_each_other():

@@ -114,6 +114,17 @@ def test_a_video_system_makes_several_frames_and_loads(slides, tmp_path):
     assert system.policy.goals == ("front", "wrist")
 
 
+def test_a_video_system_begins_with_a_visual_one(slides, trained, tmp_path, capfd):
+    options = {**COMMON, "video": SHORT, "inverse": SHORT, "frames": 2, "steps": 2}
+    train_video(store=str(slides.path), out=str(tmp_path), init=str(trained / "checkpoint"), **options)
+    said = capfd.readouterr()
+    assert "policy: begins with" in said.out + said.err
+    meta = json.loads((tmp_path / "checkpoint" / "meta.json").read_text())
+    earlier = json.loads((trained / "checkpoint" / "meta.json").read_text())["seconds"]
+    assert meta["seconds"]["init/policy"] == earlier["policy"]  # its training counts too
+    assert meta["seconds"]["total"] >= earlier["policy"] + earlier["generator"]
+
+
 def damage(folder, how):
     if how == "truncated":
         path = folder / "model.safetensors"
