@@ -94,6 +94,11 @@ def evaluate(
     summary["this_run"] = {"episodes": len(new), "env_steps": int(sum(r["steps"] for r in new))}
     summary["settings"] = {"episodes": episodes, "seed": seed, "splits": shares, "num_envs": num_envs, "device": device}
     summary["command"] = _typed()
+    cost = getattr(policy, "cost", None)
+    if cost is not None and cost["made"]:
+        summary["subgoals"] = cost
+    elif cost is not None:  # nothing was left to do: what was measured before stands
+        summary["subgoals"] = _earlier(folder / "summary.json").get("subgoals")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     album = getattr(policy, "album", None)
     if album is not None and (pictures := album.write(folder / "subgoals.png")) is not None:
@@ -108,6 +113,14 @@ def evaluate(
 
         log(f"report: {write_report(folder, Path(checkpoint))}")
     return 0
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The summary of an evaluation that was run before; empty where there is none."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _policy(

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "brown", "black", "white", "grey", "gray")
 _THING = re.compile(rf"\b({'|'.join(COLORS)})\s+([a-z]+)", re.IGNORECASE)
-STAGES = ("ground", "act")
+STAGES = ("ground", "act", "generator", "policy", "progress")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,10 @@ def steps_plot(run: Run, task: str) -> str:
     return page_svg(figure, f"steps-{task}", f"Steps to success in {label(task)}")
 
 
+PARTS = {"generator": "Generated subgoals", "policy": "Policy towards subgoals", "progress": "Progress filter"}
+"""Part of a system that generates subgoals -> title."""
+
+
 def training_plots(run: Run) -> list[tuple[str, str, str]]:
     """(title, SVG, caption) of each training curve whose numbers were logged."""
     ground, act = run.logs.get("ground", ()), run.logs.get("act", ())
@@ -101,6 +105,9 @@ def training_plots(run: Run) -> list[tuple[str, str, str]]:
         ("Acting: learning rate", _lines("act-lr", act, {"lr": ""}, floor=True), _rate_caption(act)),
         ("Acting: error on held-out episodes", _error_plot(act), _error_caption(act)),
     ]
+    for part, what in PARTS.items():
+        curve = _lines(f"{part}-loss", run.logs.get(part, ()), {"loss": "training batch"}, floor=True)
+        plots.append((f"{what}: loss", curve, "Lower is better."))
     return [plot for plot in plots if plot[1]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -47,11 +48,23 @@ class GeneratedPlanner:
             raise ConfigError(f"unknown shuffle {shuffle!r}. {did_you_mean(shuffle, SHUFFLES)}")
         self.system, self.candidates, self.rank, self.shuffle = system, candidates, rank, shuffle
         self.imaginer = NativeImaginer(system, guidance or Guidance()) if imaginer is None else imaginer(system=system)
+        self._made, self._spent = 0, 0.0
         if shuffle != "none" and system.others is None:
             raise ConfigError(f"shuffle={shuffle} needs frames of other episodes, and the checkpoint keeps none")
 
+    @property
+    def cost(self) -> dict[str, float]:
+        """How many proposals were made, and what one took [ms]."""
+        return {"made": self._made, "ms": round(1e3 * self._spent / max(1, self._made), 1)}
+
     def propose(self, context: PlanContext) -> Proposal:
         """Futures of what is seen, if the instruction is followed; the same seed and step give the same."""
+        begin = time.monotonic()
+        found = self._propose(context)
+        self._made, self._spent = self._made + 1, self._spent + time.monotonic() - begin
+        return found
+
+    def _propose(self, context: PlanContext) -> Proposal:
         seed = [context.seed, context.step, 0x5B6]
         images: Mapping[str, np.ndarray] = context.observation.images
         text = context.instruction

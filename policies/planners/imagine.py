@@ -53,7 +53,7 @@ class NativeImaginer:
 
     def imagine(self, images: Mapping[str, np.ndarray], text: str, count: int, seed: Sequence[int]) -> Futures:
         """See `Imaginer`."""
-        model, cameras = self.system.generator, self.system.embodiment.camera_names
+        model, cameras = self.system.generator, self.system.cameras
         present, reading = observe(self.system, images, text)
         index = torch.zeros(count, dtype=torch.long)
         draws = torch.Generator().manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
@@ -74,13 +74,13 @@ def stacked(system: SubgoalSystem, images: Mapping[str, np.ndarray]) -> torch.Te
 def observe(system: SubgoalSystem, images: Mapping[str, np.ndarray], text: str) -> tuple[torch.Tensor, Reading]:
     """The present, small: uint8 (1, n, size, size, 3), and what a text says about it."""
     full = stacked(system, images)
-    return shrink(full, system.generator.size), system.reader(full, [text])
+    return shrink(full[:, list(system.views)], system.generator.size), system.read(full, [text])
 
 
 def rank(system: SubgoalSystem, images: Mapping[str, np.ndarray], text: str, futures: Futures) -> np.ndarray:
     """Log-probability (count,) that the last frame of each future is progress [nats]."""
     present, reading = observe(system, images, text)
-    last = [torch.from_numpy(np.ascontiguousarray(futures.frames[c][:, -1])) for c in system.embodiment.camera_names]
+    last = [torch.from_numpy(np.ascontiguousarray(futures.frames[c][:, -1])) for c in system.cameras]
     later = shrink(torch.stack(last, dim=1), system.generator.size)
     index = torch.zeros(len(later), dtype=torch.long)
     return np.asarray(system.progress.score(present[index], later, reading.rows(index)).numpy())

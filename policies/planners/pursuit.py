@@ -1,4 +1,4 @@
-"""A policy that pursues pictures: it is told what it should look like, and an executor turns its chunks into actions."""
+"""A policy that pursues pictures: it is shown what it should look like; an executor makes its chunks actions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class GoalChunks:
             full = rows + [rows[-1]] * (self.batch_size - len(rows))
             names = self.embodiment.camera_names
             images = self._stacked([[observations[k].images[name] for name in names] for k in full])
-            goals = self._stacked([[observations[k].images[f"{GOAL}{name}"] for name in names] for k in full])
+            goals = self._stacked(
+                [[observations[k].images[f"{GOAL}{name}"] for name in self.model.goals] for k in full]
+            )
             state = torch.from_numpy(np.stack([observations[k].state for k in full]).astype(np.float32))
             draws = torch.from_numpy(np.asarray(noise[full], np.float32))
             chunk = self.model.predict(images, shrink(goals, self.model.goal_size), state, draws)
@@ -96,6 +98,7 @@ class Pursuit:
     def __init__(self, system: SubgoalSystem, executor: Callable[..., Policy], album: Album | None = None) -> None:
         self.executor, self.album = executor(GoalChunks(system)), album
         self.embodiment: EmbodimentSpec = system.embodiment
+        self.cameras = system.cameras
         self._pursued: dict[int, _Pursued] = {}
 
     def reset(self, lane: int, seed: int) -> None:
@@ -115,9 +118,9 @@ class Pursuit:
         if not isinstance(subgoal, (ImageSubgoal, VideoSubgoal)):
             raise ConfigError(f"this policy pursues pictures and reads no words, got {describe(subgoal)!r}")
         shown = subgoal.images if isinstance(subgoal, ImageSubgoal) else subgoal.frames
-        missing = [name for name in self.embodiment.camera_names if name not in shown]
+        missing = [name for name in self.cameras if name not in shown]
         if missing:
-            raise SpecMismatchError(f"subgoal: expected pictures of {list(self.embodiment.camera_names)}, no {missing}")
+            raise SpecMismatchError(f"subgoal: expected pictures of {list(self.cameras)}, got {sorted(shown)}")
         self._pursued[lane] = _Pursued(subgoal)
         if self.album is not None:
             self.album.pursue(lane, observation, shown, subgoal.text)

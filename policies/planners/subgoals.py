@@ -1,4 +1,4 @@
-"""A checkpoint of ``brachium train-visual`` or ``train-video`` as a policy: planner, runner and pursuit put together."""
+"""A checkpoint of ``brachium train-visual`` or ``train-video`` as a policy: planner, runner and pursuit in one."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class SubgoalRunner(HierarchicalRunner):
     def __init__(self, system: SubgoalSystem, executor: Callable[..., Policy], planner: Factory | None = None) -> None:
         made: GeneratedPlanner = wired(planner or PLANNERS[system.kind], {"system": system})
         self.album = Album()
+        self._generated = made
         pursuit = Pursuit(system, executor, self.album)
         super().__init__(planner=made, policy=pursuit, hold=self._still, termination="planner")
         self.told = json.dumps([_told(made), _told(pursuit.executor)], sort_keys=True)
@@ -62,6 +63,11 @@ class SubgoalRunner(HierarchicalRunner):
             system.embodiment.require_same(like, f"checkpoint {path}", "environment")
         return cls(system, executor, planner)
 
+    @property
+    def cost(self) -> dict[str, float]:
+        """How many subgoals were made, and what one took [ms]."""
+        return self._generated.cost
+
     def _still(self, observation: Observation) -> np.ndarray:
         """No movement, the gripper as it is: for embodiments whose actions are deltas, or have the state's names."""
         action, state = self.embodiment.action, self.embodiment.state
@@ -77,6 +83,8 @@ def _told(part: Any) -> dict[str, Any]:
     shown = (int, float, str, bool)
     found: dict[str, Any] = {"type": type(part).__name__}
     for name, value in vars(part).items():
+        if name.startswith("_"):
+            continue
         if isinstance(value, shown) or value is None:
             found[name] = value
         elif name == "imaginer":

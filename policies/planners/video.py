@@ -22,7 +22,7 @@ class VideoPlanner(GeneratedPlanner):
 
     Args:
         system, guidance, candidates, rank, shuffle: See `GeneratedPlanner`; candidates are ranked by their last frame.
-        model: Makes what imagines videos in place of the system's own model, such as `DiffusersVideo`; null for its own.
+        model: Makes what imagines videos in place of the system's own model (`DiffusersVideo`); null for its own.
         follow: Frames to follow before the next video; null for all.
     """
 

@@ -20,7 +20,7 @@ class VisualPlanner(GeneratedPlanner):
 
     Args:
         system, guidance, candidates, rank, shuffle: See `GeneratedPlanner`.
-        editor: Makes what edits images in place of the system's own editor, such as `DiffusersEditor`; null for its own.
+        editor: Makes what edits images in place of the system's own editor (`DiffusersEditor`); null for its own.
         horizon: Steps that a subgoal is pursued; null for as many as it lies ahead.
     """
 

@@ -8,7 +8,7 @@ learnt, which weighs large times, where it is decided what happens, more than a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +130,7 @@ class FrameGenerator(nn.Module):
         """Error of the guessed data over t, each condition dropped for itself in a share of the samples."""
         b = len(future)
         noise = torch.randn(future.shape, generator=generator).to(future)
-        t = (1.0 - (1.0 - LEAST) * torch.rand(b, generator=generator).square()).to(future)
+        t = (1.0 - (1.0 - LEAST) * torch.rand(b, generator=generator).pow(1.4)).to(future)
         dropped = torch.rand(2, b, generator=generator).to(future) < self.drop
         seen, told = ~dropped[0], ~dropped[1]
         at = t[:, None, None, None, None, None]
@@ -194,3 +194,12 @@ class FrameGenerator(nn.Module):
     def noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "b f n 3 size size"]:
         """What samples are drawn from."""
         return torch.randn(count, self.frames, self.cameras, 3, self.size, self.size, generator=generator)
+
+
+def inflated(editor: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an editor for a video model: what sees along time is the `video` model's own and begins as the
+    identity, so that every frame begins as the one that the editor makes (as in Make-A-Video, Singer et al. 2022)."""
+    found = dict(editor)
+    if "net.place" in found and "net.place" in video:
+        found["net.place"] = found["net.place"][-1:].expand(len(video["net.place"]), -1).clone()
+    return found

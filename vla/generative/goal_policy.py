@@ -10,7 +10,7 @@ makes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,28 +30,30 @@ STILL = 1e-4
 
 
 class ViewPair(nn.Module):
-    """One camera's present and goal image to features: keypoints (spatial softmax, Levine et al. 2016) and a mean.
+    """One camera's present and goal image to features: keypoints (spatial softmax, Levine et al. 2016) and means.
 
     Args:
         size: Side of the present image [pixels].
-        goal_size: Side of the goal image [pixels].
+        goals: Whether there are goal images of this camera.
         width: Channels.
         keypoints: Number of keypoints.
     """
 
-    def __init__(self, *, size: int, goal_size: int, width: int, keypoints: int) -> None:
+    def __init__(self, *, size: int, goals: bool, width: int, keypoints: int) -> None:
         super().__init__()
-        self.grid, self.goal_size = size // 4, goal_size
+        self.grid = size // 4
         self.now = nn.Sequential(
             nn.Conv2d(3, 24, 5, stride=2, padding=2),
             nn.SiLU(),
             nn.Conv2d(24, width, 3, stride=2, padding=1),
             nn.GroupNorm(4, width),
         )
-        self.goal = nn.Sequential(nn.Conv2d(3, width, 5, stride=2, padding=2), nn.GroupNorm(4, width))
+        self.goal: nn.Module | None = None
+        if goals:
+            self.goal = nn.Sequential(nn.Conv2d(3, width, 5, stride=2, padding=2), nn.GroupNorm(4, width))
         self.both = nn.Sequential(
             nn.SiLU(),
-            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.Conv2d(2 * width if goals else width, width, 3, padding=1),
             nn.GroupNorm(4, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
@@ -63,13 +65,16 @@ class ViewPair(nn.Module):
         self.features = 2 * keypoints + 4 * 2 * width
 
     def forward(
-        self, now: Float[Tensor, "b 3 height width"], goal: Float[Tensor, "b 3 small small"]
+        self, now: Float[Tensor, "b 3 height width"], goal: Float[Tensor, "b 3 small small"] | None
     ) -> Float[Tensor, "b f"]:
-        """Features of a pair."""
-        wanted = self.goal(goal)
-        if wanted.shape[-1] != self.grid:
-            wanted = F.interpolate(wanted, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
-        seen = self.both(torch.cat([self.now(now), wanted], dim=1))
+        """Features of a pair, or of the present alone."""
+        both = [self.now(now)]
+        if self.goal is not None and goal is not None:
+            wanted = self.goal(goal)
+            if wanted.shape[-1] != self.grid:
+                wanted = F.interpolate(wanted, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+            both.append(wanted)
+        seen = self.both(torch.cat(both, dim=1))
         weights = self.points(seen).float().flatten(2).softmax(-1).unflatten(2, (self.grid, self.grid))
         places = torch.linspace(-1.0, 1.0, self.grid, device=now.device)
         u, v = (weights.sum(2) * places).sum(-1), (weights.sum(3) * places).sum(-1)
@@ -85,6 +90,7 @@ class GoalPolicy(nn.Module):
     Args:
         embodiment: Who acts; all its cameras are looked at, and must be square and of one size.
         goal_size: Side of goal images [pixels].
+        goals: Cameras of which there are goal images, n of them.
         head: Action head: class and arguments, as in a recipe.
         action_horizon: Steps h of a chunk.
         width: Channels and, times four, width of the features.
@@ -96,6 +102,7 @@ class GoalPolicy(nn.Module):
         *,
         embodiment: EmbodimentSpec,
         goal_size: int,
+        goals: Sequence[str],
         head: Mapping[str, Any],
         action_horizon: int = 4,
         width: int = 64,
@@ -104,11 +111,16 @@ class GoalPolicy(nn.Module):
         super().__init__()
         self.embodiment, self.goal_size, self.action_horizon = embodiment, goal_size, action_horizon
         size = embodiment.cameras[0].shape[0]
-        self.views = nn.ModuleList(
-            ViewPair(size=size, goal_size=goal_size, width=width, keypoints=keypoints) for _ in embodiment.cameras
-        )
+        self.goals = tuple(goals)
+        for name in self.goals:
+            embodiment.camera(name)
+        views = [
+            ViewPair(size=size, goals=name in self.goals, width=width, keypoints=keypoints)
+            for name in embodiment.camera_names
+        ]
+        self.views = nn.ModuleList(views)
         state, action, wide = embodiment.state.dim, embodiment.action.dim, 4 * width
-        features = sum(int(view.features) for view in self.views)  # type: ignore[arg-type]
+        features = sum(view.features for view in views)
         self.join = nn.Sequential(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU())
         inputs = HeadInputs(context_dim=wide, action_horizon=action_horizon, action_dims={embodiment.name: action})
         self.head = instantiate(head, inputs=inputs)
@@ -128,17 +140,19 @@ class GoalPolicy(nn.Module):
 
     def context(
         self,
-        now: Float[Tensor, "b n 3 height width"],
+        now: Float[Tensor, "b c 3 height width"],
         goal: Float[Tensor, "b n 3 small small"],
         state: Float[Tensor, "b s"],
     ) -> Context:
         """What the head is told; images from -1 to 1, `state` scaled."""
-        seen = [view(now[:, k], goal[:, k]) for k, view in enumerate(self.views)]
+        place = {name: k for k, name in enumerate(self.goals)}
+        pairs = [goal[:, place[name]] if name in place else None for name in self.embodiment.camera_names]
+        seen = [view(now[:, k], pairs[k]) for k, view in enumerate(self.views)]
         return Context(vector=self.join(torch.cat([*seen, state], dim=1)).float())
 
     def loss(
         self,
-        images: UInt8[Tensor, "b n height width 3"],
+        images: UInt8[Tensor, "b c height width 3"],
         goal: UInt8[Tensor, "b n small small 3"],
         state: Float[Tensor, "b s"],
         actions: Float[Tensor, "b h a"],
@@ -162,7 +176,7 @@ class GoalPolicy(nn.Module):
     @torch.no_grad()
     def predict(
         self,
-        images: UInt8[Tensor, "b n height width 3"],
+        images: UInt8[Tensor, "b c height width 3"],
         goal: UInt8[Tensor, "b n small small 3"],
         state: Float[Tensor, "b s"],
         noise: Float[Tensor, "b h a"],

@@ -48,6 +48,11 @@ class Reading:
         """Some of them, as often as `index` names them."""
         return Reading(words=self.words[index], uv=self.uv[index], visible=self.visible[index])
 
+    def of(self, views: Sequence[int]) -> Reading:
+        """The same with the places in some cameras only."""
+        index = torch.tensor(list(views), device=self.uv.device)
+        return Reading(words=self.words, uv=self.uv[:, :, index], visible=self.visible[:, :, index])
+
     def spots(self, size: int) -> Float[Tensor, "b m size size"]:
         """The places as images: a Gaussian spot a role and camera, as bright as it is visible."""
         centres = patch_centres((size, size), self.uv)

@@ -72,7 +72,8 @@ class Stages:
         goals: int,
         spread: int,
     ) -> None:
-        self.system, self.data, self.own, self.other = system, data, own, other
+        self.system, self.data = system, data
+        self.own, self.other = own.of(system.views), other.of(system.views)
         self.augmentation, self.goals, self.spread = augmentation, goals, spread
         self._samplers: dict[tuple[int, int], ShuffledSampler] = {}
         self.made: Tensor | None = None
@@ -177,8 +178,10 @@ class Stages:
 
     def policy_loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """See `GoalPolicy.loss`."""
-        options = {"augment": self.augmentation.observation, "goal_augment": self.augmentation.goal}
-        each = self.system.policy.loss(**batch, generator=generator, **options)
+        changes = self.augmentation
+        each = self.system.policy.loss(
+            **batch, generator=generator, augment=changes.observation, goal_augment=changes.goal
+        )
         return each.mean(), {}
 
     def policy_error(self, count: int = 256) -> dict[str, float]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
+=======
+from jaxtyping import UInt8
+>>>>>>> 5a2a16f61f727511d47f2fb7d066d9b20a8de248
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import BrachiumError, CheckpointError, NotFoundError
 from ...spec import EmbodimentSpec
@@ -26,7 +30,7 @@ from .generator import FrameGenerator
 from .goal_policy import GoalPolicy
 from .others import Others
 from .progress import ProgressFilter
-from .reading import Reader
+from .reading import Reader, Reading
 
 FORMAT = 1
 FILES = ("config.json", "meta.json", "model.safetensors", "encoder")
@@ -38,6 +42,7 @@ class SubgoalSystem(nn.Module):
     Args:
         kind: One of `KINDS`.
         embodiment: Who acts.
+        cameras: Cameras whose future is generated; the policy sees the present of all.
         reader: Reads instructions; not among the weights, for it is never trained here.
         generator: Arguments of `FrameGenerator` beside cameras, words and roles.
         policy: Arguments of `GoalPolicy` beside the embodiment and the size of goals.
@@ -49,6 +54,7 @@ class SubgoalSystem(nn.Module):
         *,
         kind: str,
         embodiment: EmbodimentSpec,
+        cameras: Sequence[str],
         reader: Reader,
         generator: Mapping[str, Any],
         policy: Mapping[str, Any],
@@ -59,12 +65,17 @@ class SubgoalSystem(nn.Module):
             raise CheckpointError(f"expected kind to be one of {KINDS}, got {kind!r}")
         reader.require(embodiment.camera_names)
         require_trusted(dict(policy))
-        self.kind, self.embodiment = kind, embodiment
+        self.kind, self.embodiment, self.cameras = kind, embodiment, tuple(cameras)
+        if not self.cameras:
+            raise CheckpointError("expected at least one camera whose future is generated, got none")
+        for name in self.cameras:
+            embodiment.camera(name)
+        self.views = tuple(embodiment.camera_names.index(name) for name in self.cameras)
         self.options = {"generator": dict(generator), "policy": dict(policy), "progress": dict(progress)}
-        told = {"cameras": len(embodiment.cameras), "words": reader.width, "roles": reader.roles}
+        told = {"cameras": len(self.cameras), "words": reader.width, "roles": reader.roles}
         size = int(generator["size"])
         self.generator = FrameGenerator(**generator, **told)
-        self.policy = GoalPolicy(embodiment=embodiment, goal_size=size, **policy)
+        self.policy = GoalPolicy(embodiment=embodiment, goal_size=size, goals=self.cameras, **policy)
         self.progress = ProgressFilter(size=size, **progress, **told)
         self.others: Others | None = None
         self._reader = (reader,)  # in a tuple, so that its weights are not counted as this module's
@@ -73,6 +84,10 @@ class SubgoalSystem(nn.Module):
     def reader(self) -> Reader:
         """What reads instructions."""
         return self._reader[0]
+
+    def read(self, images: UInt8[Tensor, "b c height width 3"], texts: Sequence[str]) -> Reading:
+        """What texts say about images, in the cameras whose future is generated."""
+        return self.reader(images, texts).of(self.views)
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> Path:
         """Write the folder; it appears whole or not at all, and replaces an older one."""
@@ -83,7 +98,8 @@ class SubgoalSystem(nn.Module):
         if self.others is not None:
             self.others.save(temporary)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary / "model.safetensors")
-        config = {"format": FORMAT, "kind": self.kind, "embodiment": self.embodiment.to_dict(), **self.options}
+        config = {"format": FORMAT, "kind": self.kind, "embodiment": self.embodiment.to_dict()}
+        config |= {"cameras": list(self.cameras), **self.options}
         (temporary / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         told = {**versions(), "sha256": checksums(temporary), **meta}
         (temporary / "meta.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
@@ -116,7 +132,17 @@ class SubgoalSystem(nn.Module):
                 raise CheckpointError(f"{path}: expected format {FORMAT}, got {config['format']}: train anew")
             parts = {name: config[name] for name in ("generator", "policy", "progress")}
             embodiment = EmbodimentSpec.from_dict(config["embodiment"])
+<<<<<<< HEAD
             found = cls(kind=config["kind"], embodiment=embodiment, reader=Reader.load(str(path / "encoder")), **parts)
+=======
+            found = cls(
+                kind=config["kind"],
+                embodiment=embodiment,
+                cameras=config["cameras"],
+                reader=Reader.load(str(path / "encoder")),
+                **parts,
+            )
+>>>>>>> 5a2a16f61f727511d47f2fb7d066d9b20a8de248
             found.others = Others.load(path)
             found.load_state_dict(load_file(path / "model.safetensors"), strict=True)
         except SafetensorError as error:

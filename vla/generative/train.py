@@ -17,9 +17,10 @@ from torch import nn
 
 from ...console import human_time, log, require_disk
 from ...errors import ConfigError
+from ..checkpoint import checksums
 from ..loop import Optimization, TrainLoop
 from .frames import FrameData
-from .generator import Guidance
+from .generator import Guidance, inflated
 from .others import COUNT, Others
 from .reading import Reader, identity_of, read_store
 from .sheet import write_sheet
@@ -38,6 +39,7 @@ def train_visual(
     guidance: Guidance,
     encoder: str = "nano",
     out: str = "outputs/visual",
+    cameras: Sequence[str] = ("front",),
     size: int = 48,
     ahead: int = 8,
     spread: int = 1,
@@ -66,6 +68,7 @@ def train_visual(
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder that
             ``brachium pretrain`` made.
         out: Folder for the checkpoint, logs and saves.
+        cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
         ahead: Steps from the present to a subgoal.
         spread: Targets of the editor lie `ahead` steps ahead, give or take so many.
@@ -81,7 +84,19 @@ def train_visual(
     generator = {"size": size, "frames": 1, "steps": ahead, "widths": list(widths), "patch": patch}
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     plan = _Plan(
-        "visual", store, encoder, out, generator, acting, augmentation, goals, spread, heldout, resume, editor.seed
+        "visual",
+        store,
+        encoder,
+        out,
+        list(cameras),
+        generator,
+        acting,
+        augmentation,
+        goals,
+        spread,
+        heldout,
+        resume,
+        editor.seed,
     )
     return _train(plan, {"generator": editor, "policy": policy, "progress": progress}, guidance, samples)
 
@@ -96,7 +111,9 @@ def train_video(
     augmentation: Augmentation,
     guidance: Guidance,
     encoder: str = "nano",
+    init: str | None = None,
     out: str = "outputs/video",
+    cameras: Sequence[str] = ("front",),
     size: int = 48,
     frames: int = 6,
     steps: int = 2,
@@ -122,7 +139,10 @@ def train_video(
         augmentation: What is done to inputs in training.
         guidance: How samples are drawn for ``samples.png``; the planner has its own.
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder.
+        init: Checkpoint of ``brachium train-visual`` that all parts begin with, as far as they are alike: the editor
+            becomes a video model whose layers along time begin as the identity; null to begin from nothing.
         out: Folder for the checkpoint, logs and saves.
+        cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
         frames: Frames of a video, beside the present.
         steps: Steps of control from one frame to the next.
@@ -138,17 +158,32 @@ def train_video(
     acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
     plan = _Plan(
-        "video", store, encoder, out, generator, acting, augmentation, steps + 1, 0, heldout, resume, video.seed
+        "video",
+        store,
+        encoder,
+        out,
+        list(cameras),
+        generator,
+        acting,
+        augmentation,
+        steps + 1,
+        0,
+        heldout,
+        resume,
+        video.seed,
     )
+    if init is not None:
+        plan.begin_with(init)
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
 
 
 def node_of(factory: Callable[..., Any]) -> dict[str, Any]:
     """A factory as plain data that travels with the weights: ``_target_`` and arguments."""
     arguments: dict[str, Any] = {}
+    made: Any = factory
     if isinstance(factory, partial):
-        factory, arguments = factory.func, dict(factory.keywords)
-    return {"_target_": f"{factory.__module__}.{factory.__qualname__}", **arguments}
+        made, arguments = factory.func, dict(factory.keywords)
+    return {"_target_": f"{made.__module__}.{made.__qualname__}", **arguments}
 
 
 class _Plan:
@@ -160,6 +195,7 @@ class _Plan:
         store: str,
         encoder: str,
         out: str,
+        cameras: list[str],
         generator: dict[str, Any],
         policy: dict[str, Any],
         augmentation: Augmentation,
@@ -173,25 +209,29 @@ class _Plan:
             raise ConfigError(
                 f"expected goals from 1 and spread from 0 to below ahead={generator['steps']}, got {goals} and {spread}"
             )
+        self.earlier: dict[str, float] = {}
+        """Seconds of training that went into what it begins with."""
         self.kind, self.folder, self.resume = kind, Path(out), resume
         require_disk(self.folder, 200e6, "training")
         reader = Reader.load(encoder)
-        self.data = FrameData.open(store, int(generator["size"]), heldout)
+        self.data = FrameData.open(store, int(generator["size"]), heldout, cameras)
         reader.require(self.data.store.embodiment.camera_names)
         self.identity = {
             "kind": kind,
             "data": self.data.store.fingerprint,
             "encoder": identity_of(encoder),
+            "cameras": cameras,
             "generator": {**generator, "spread": spread},
             "noise": [augmentation.words, augmentation.places],
             "heldout": heldout,
             "seed": seed,
         }
-        self.acting = {"policy": policy, "augmentation": vars(augmentation), "goals": goals}
+        self.acting: dict[str, Any] = {"policy": policy, "augmentation": vars(augmentation), "goals": goals}
         torch.manual_seed(seed)  # of the initial weights
         self.system = SubgoalSystem(
             kind=kind,
             embodiment=self.data.store.embodiment,
+            cameras=cameras,
             reader=reader,
             generator=generator,
             policy=policy,
@@ -208,13 +248,30 @@ class _Plan:
             spread=spread,
         )
 
+    def begin_with(self, init: str) -> None:
+        """Take what fits of the parts of another system."""
+        other = SubgoalSystem.load(init)
+        self.system.embodiment.require_same(other.embodiment, "the store", f"checkpoint {init}")
+        parts = ("generator", "policy", "progress")
+        for name in parts:
+            mine, theirs = getattr(self.system, name), getattr(other, name).state_dict()
+            own = mine.state_dict()
+            if name == "generator":
+                theirs = inflated(theirs, own)
+            taken = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+            mine.load_state_dict({**own, **taken})
+            log(f"{name}: begins with {len(taken)} of {len(own)} tensors of {init}")
+        seconds = json.loads((Path(init) / "meta.json").read_text())["seconds"]
+        self.earlier = {f"init/{name}": float(seconds[name]) for name in parts}
+        self.identity["init"] = checksums(Path(init))["model.safetensors"]
+
 
 def _train(plan: _Plan, parts: Mapping[str, Optimization], guidance: Guidance, samples: int) -> int:
     begin = time.process_time()
     system, stages, folder = plan.system, plan.stages, plan.folder
     rows = torch.from_numpy(plan.data.training)
     system.policy.fit(plan.data.state[rows], plan.data.action[rows])
-    notes: dict[str, Any] = {"seconds": {}, "metrics": {}}
+    notes: dict[str, Any] = {"seconds": dict(plan.earlier), "metrics": {}}
     made = 0.0
     for name, options in parts.items():
         if name == "policy" and stages.augmentation.round_trips > 0.0:
