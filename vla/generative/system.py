@@ -13,10 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-=======
 from jaxtyping import UInt8
->>>>>>> 5a2a16f61f727511d47f2fb7d066d9b20a8de248
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -132,9 +129,6 @@ class SubgoalSystem(nn.Module):
                 raise CheckpointError(f"{path}: expected format {FORMAT}, got {config['format']}: train anew")
             parts = {name: config[name] for name in ("generator", "policy", "progress")}
             embodiment = EmbodimentSpec.from_dict(config["embodiment"])
-<<<<<<< HEAD
-            found = cls(kind=config["kind"], embodiment=embodiment, reader=Reader.load(str(path / "encoder")), **parts)
-=======
             found = cls(
                 kind=config["kind"],
                 embodiment=embodiment,
@@ -142,7 +136,6 @@ class SubgoalSystem(nn.Module):
                 reader=Reader.load(str(path / "encoder")),
                 **parts,
             )
->>>>>>> 5a2a16f61f727511d47f2fb7d066d9b20a8de248
             found.others = Others.load(path)
             found.load_state_dict(load_file(path / "model.safetensors"), strict=True)
         except SafetensorError as error:
