@@ -16,6 +16,7 @@ from ...spec import EmbodimentSpec
 from ..base import Policy
 from .episode import run_episode, summarise
 from .lm.base import LanguageModel
+from .timeline import write_planner_report
 from .wiring import Factory, TrueGoals, assemble
 
 SETTINGS = ("families", "only", "kinds", "gap", "failure", "drop", "disturbance", "max_steps")
@@ -139,6 +140,7 @@ def evaluate_planner(
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(summary)
     log(f"episodes with every decision: {folder / 'episodes.jsonl'}")
+    log(f"report: {write_planner_report(folder, summary, rows)}")
     return 0
 
 

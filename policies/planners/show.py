@@ -19,6 +19,7 @@ from ...spec import Observation
 from ..page import write_html
 from ..video import write_video
 from .base import Ask, Done, Infeasible, PlanContext, scene_text
+from .events import event_rows
 from .goals import Unclear
 from .lm.base import LanguageModel
 from .parser import GoalParser
@@ -96,7 +97,7 @@ def plan(
     ended, pictures = _execute(world, runner, seed, observation)
     holds = _holds(parts["goals"], context, world)
     events = runner.log(0)
-    rows = _rows(events)
+    rows = event_rows(events)
     table("what happened", ["step", "what", "", "why"], rows)
     verdict = _verdict(ended, holds)
     print(f"verdict  {verdict}")
@@ -166,27 +167,6 @@ def _verdict(ended: Any, holds: bool | None) -> str:
     if isinstance(ended, Ask):
         return f"asks: {ended.question} {', '.join(ended.options)}"
     return f"infeasible ({ended.kind}): {ended.reason}; the robot holds still"
-
-
-def _rows(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
-    """Events as (step, what, outcome, why)."""
-    rows = []
-    for event in events:
-        step, kind = str(event["step"]), event["event"]
-        if kind == "proposal":
-            for candidate in event["candidates"]:
-                if candidate["violations"]:
-                    rows.append((step, f"proposed: {candidate['text']}", "refused", "; ".join(candidate["violations"])))
-        elif kind == "begin":
-            rows.append((step, event["text"], "begins", ""))
-        elif kind == "end":
-            rows.append((step, event["text"], event["outcome"], ""))
-        elif kind == "verdict":
-            agreed = "agreed" if event["accepted"] else "refused"
-            rows.append((step, "proposed: done", agreed, f"{event['looks']} looks at the goal"))
-        elif kind == "ended":
-            rows.append((step, event["text"], "end", ""))
-    return rows
 
 
 def _report(

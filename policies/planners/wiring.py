@@ -13,7 +13,7 @@ from .base import GoalChecker, PlanContext, SuccessDetector
 from .calls import CallPolicy, wait
 from .detectors import Erring, HandAway, LiteralGoal, LiteralSuccess, SceneOf
 from .evidence import Evidence
-from .executing import ScriptedSkills, holding
+from .executing import Lifted, ScriptedSkills, holding
 from .gate import Gate
 from .goals import goals_of
 from .lm.base import LanguageModel
@@ -77,6 +77,8 @@ def assemble(
         policy = (
             ScriptedSkills(world) if physical else CallPolicy(instructions=world.instructions, embodiment=embodiment)
         )
+    if physical:
+        policy = Lifted(policy, height=AWAY)
     runner = HierarchicalRunner(
         planner=wired(planner, parts),
         policy=policy,

@@ -50,11 +50,29 @@ def test_looks_are_as_seldom_as_asked(world):
 
 def test_a_policy_is_told_the_skills_not_the_work(world):
     runner, told = runner_of(world), []
-    act = runner.policy.act
-    runner.policy.act = lambda seen, lanes: told.extend(o.instruction for o in seen) or act(seen, lanes)
+    skills = runner.policy.policy
+    act = skills.act
+    skills.act = lambda seen, lanes: told.extend(o.instruction for o in seen) or act(seen, lanes)
     run_episode(world, runner, 1, "train")
     assert set(told) <= set(world.instructions)
     assert len(set(told)) >= 3
+
+
+def test_the_hand_comes_up_before_every_skill(world):
+    """Each skill's policy is asked first when the tool is high, however the one before it ended."""
+    runner, heights = runner_of(world), {}
+    skills = runner.policy.policy
+    act = skills.act
+
+    def spy(seen, lanes):
+        begun = sum(event["event"] == "begin" for event in runner.log(0))
+        heights.setdefault(begun, float(seen[0].state[2]))
+        return act(seen, lanes)
+
+    skills.act = spy
+    run_episode(world, runner, 1, "train")
+    assert len(heights) >= 3
+    assert min(heights.values()) > 0.13
 
 
 def test_chains_are_done_in_a_row_until_one_fails(world):
