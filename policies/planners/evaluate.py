@@ -84,11 +84,7 @@ def evaluate_planner(
     for name in ("library", "calls", "instructions"):
         if not hasattr(world, name):
             raise ConfigError(f"planners are compared on long-horizon work; {type(world).__name__} has no {name}")
-    if (checkpoint or eyes or success) and not hasattr(world, "expert_action"):
-        raise ConfigError(
-            f"checkpoint, eyes and success are for a world with physics; {type(world).__name__} has none. "
-            "Type: env=longhorizon/physical"
-        )
+    require_physics(world, checkpoint, eyes, success)
     model = None if lm is None else lm()
     runner, parts = assemble(
         world,
@@ -142,6 +138,15 @@ def evaluate_planner(
     log(f"episodes with every decision: {folder / 'episodes.jsonl'}")
     log(f"report: {write_planner_report(folder, summary, rows)}")
     return 0
+
+
+def require_physics(world: Any, *parts: object) -> None:
+    """Raise ConfigError where a part is given that only a world with physics has a use for."""
+    if any(part is not None for part in parts) and not hasattr(world, "expert_action"):
+        raise ConfigError(
+            f"checkpoint, eyes and success are for a world with physics; {type(world).__name__} has none. "
+            "Type: env=longhorizon/physical"
+        )
 
 
 def load_policy(checkpoint: str | None, executor: Callable[..., Any] | None, spec: EmbodimentSpec) -> Policy | None:

@@ -15,11 +15,12 @@ import numpy as np
 
 from ...console import log, table
 from ...errors import ConfigError
-from ...spec import Observation
 from ..page import write_html
 from ..video import write_video
 from .base import Ask, Done, Infeasible, PlanContext, scene_text
+from .evaluate import load_policy, require_physics
 from .events import event_rows
+from .executing import observed
 from .goals import Unclear
 from .lm.base import LanguageModel
 from .parser import GoalParser
@@ -38,10 +39,15 @@ def plan(
     lm: Callable[[], LanguageModel] | None = None,
     affordance: Factory | None = None,
     fallback: Factory | None = None,
+    checkpoint: str | None = None,
+    executor: Callable[..., Any] | None = None,
+    eyes: Factory | None = None,
+    success: Factory | None = None,
     things: Sequence[str] = (),
     drawer_open: bool = False,
     termination: str = "two_key",
     look_error: float = 0.05,
+    look_every: int = 1,
     run: bool = True,
     seed: int = 0,
     out: str = "outputs/plan",
@@ -56,10 +62,15 @@ def plan(
         lm: Language model of planner and goals.
         affordance: What says how likely skills are to succeed.
         fallback: Planner that is asked when the first proposes nothing that may be done.
+        checkpoint: Policy that carries out skills in a world with physics; scripted experts do when null.
+        executor: Turns its chunks into actions.
+        eyes: What reads scenes in a world with physics; the truth is told when null.
+        success: What sees whether a skill is done; the scene's literals say so when null.
         things: What is on the table; a table with a bit of everything when empty.
         drawer_open: Whether the drawer stands open at first.
         termination: ``two_key``, ``planner`` or ``goal``.
         look_error: Share of looks at success and at the end that are wrong.
+        look_every: Steps between two looks at scene, success and end.
         run: Also do it; else only plan.
         seed: Of the table and of what befalls the work.
         out: Folder for the video, the report and the log.
@@ -69,6 +80,7 @@ def plan(
     world: Any = env().unwrapped
     if not hasattr(world, "ask"):
         raise ConfigError(f"expected an environment that can be asked for work; {type(world).__name__} cannot")
+    require_physics(world, checkpoint, eyes, success)
     if hasattr(world, "record"):
         world.record, world.images = run, False  # people look at the motion; no planner here looks at pictures
     model = None if lm is None else lm()
@@ -80,14 +92,18 @@ def plan(
         affordance=affordance,
         fallback=fallback,
         gate=None,
-        options={"termination": termination},
+        options={"termination": termination, "look_every": look_every},
         look_error=look_error,
+        policy=load_policy(checkpoint, executor, world.spec_embodiment),
+        eyes=eyes,
+        success=success,
     )
     observation, _ = world.ask(instruction, things, drawer_open=drawer_open, seed=seed)
-    seen = Observation(state=observation["state"], instruction=instruction)
-    context = PlanContext(instruction=instruction, observation=seen, scene=world.scene, begun=world.scene, seed=seed)
+    seen = observed(observation, world.spec_embodiment)
+    scene = world.scene if runner.scenes is None else runner.scenes.estimate(seen, 0)
+    context = PlanContext(instruction=instruction, observation=seen, scene=scene, begun=scene, seed=seed)
     print(f"table    {', '.join(thing.name for thing in world.scene.things if thing.kind != 'table')}")
-    print(f"scene    {scene_text(world.scene)}")
+    print(f"scene    {scene_text(scene)}{'' if scene.source == 'sim' else f'   ({scene.source})'}")
     told = _first(context, runner.planner, parts["goals"])
     print(f"meaning  {told['meaning']}")
     print(f"plan     {told['plan']}")
@@ -133,19 +149,19 @@ def _first(context: PlanContext, planner: Any, goals: Any) -> dict[str, Any]:
 
 
 def _execute(
-    world: Any, runner: HierarchicalRunner, seed: int, state: Mapping[str, Any]
+    world: Any, runner: HierarchicalRunner, seed: int, state: dict[str, Any]
 ) -> tuple[Any, list[tuple[int, np.ndarray]]]:
     """How it ended, and a picture after each step of control."""
     runner.reset(0, seed)
     pictures = [(0, np.asarray(world.render()))] if world.render_mode else []
-    truncated = False
-    while not truncated:
-        seen = Observation(state=state["state"], instruction=state["instruction"])
-        action = runner.act([seen], [0])[0]
+    over, moves = False, hasattr(world, "expert_action")
+    while not over:
+        action = runner.act([observed(state, world.spec_embodiment, world.scene.stamp)], [0])[0]
         if runner.ended(0) is not None:
             break
-        state, _, _, truncated, _ = world.step(action)
-        if world.render_mode and action[0] >= 0.0:
+        state, _, terminated, truncated, _ = world.step(action)
+        over = terminated or truncated
+        if world.render_mode and (moves or action[0] >= 0.0):
             pictures.append((world.steps, np.asarray(world.render())))
     return runner.ended(0), pictures
 
@@ -177,13 +193,14 @@ def _report(
     pictures: Sequence[tuple[int, np.ndarray]],
 ) -> None:
     video = ""
-    frames = list(getattr(world, "frames", []))
+    frames = list(getattr(world, "frames", [])) or [picture for _, picture in pictures]
     if frames:
         path = folder / "plan.mp4"
         write_video(path, frames, fps=float(world.metadata["render_fps"]))
         video = base64.b64encode(path.read_bytes()).decode()
         log(f"video: {path}")
-    shown = {step: _jpeg(picture) for step, picture in pictures}
+    told = {0, *(int(step) for step, *_ in rows)}
+    shown = {step: _jpeg(picture) for step, picture in pictures if step in told}
     content = {"about": about, "rows": rows, "video": video, "pictures": shown, "first": shown.get(0, "")}
     log(f"report: {write_html(folder / 'report.html', __package__, 'plan.html.jinja', content)}")
 
