@@ -21,6 +21,9 @@ ROLES = ("object", "goal")
 """What is pointed at: the thing to act on, and where to (the same thing where a task has no goal)."""
 METRES = 0.1
 """Unit in which positions are predicted [m]."""
+LEAST_SPREAD = 0.05
+"""Least standard deviation that a pose is scaled by. Scenes show a tool that points straight down; a hand in motion
+tilts by a few hundredths, which must not come out as fifty standard deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class PointReadout(nn.Module):
     @torch.no_grad()
     def fit(self, state: Float[Tensor, "b s"], centre: Float[Tensor, " 3"]) -> None:
         """Set the scaling of proprioception and the middle of the work space [m]."""
-        self.state_mean, self.state_std = state.mean(0), state.std(0).clamp(min=1e-3)
+        self.state_mean, self.state_std = state.mean(0), state.std(0).clamp(min=LEAST_SPREAD)
         self.centre = centre.to(self.centre)
 
     def forward(self, features: BackboneFeatures, state: Float[Tensor, "b s"]) -> Points:

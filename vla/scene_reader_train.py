@@ -15,6 +15,7 @@ from torch import Tensor
 from ..console import log, progress
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, StoreError
+from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
 from .pretrained import Pretrained
@@ -155,7 +156,7 @@ def train_reader(
             width=width,
             depth=depth,
         )
-    net.body_mean, net.body_std = scenes.body.mean(0), scenes.body.std(0).clamp(min=1e-3)
+    net.body_mean, net.body_std = scenes.body.mean(0), scenes.body.std(0).clamp(min=LEAST_SPREAD)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng([optimization.seed, step])

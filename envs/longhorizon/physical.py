@@ -23,12 +23,13 @@ from ..tasks.base import OFF_TABLE, fallen
 from .domain import tabletop_skills, universe
 from .experts import expert
 from .families import Errand, sample, told
-from .kinematic import REST
 from .layout import Layout
 from .measure import drawer_open, has_drawer, measured
 from .skills import BOWL, LEAST, MOST, SkillTask, draw_skill
 from .symbolic import MAX_INSTRUCTION, check_families, checked_split
 
+START = np.array([0.24, 0.0, 0.25])
+"""Where the tool begins [m]: high and back, so that the cameras see the table."""
 SETTLING = 5
 """Control steps in which things come to rest before an episode begins."""
 TRIES = 200
@@ -148,11 +149,11 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         places = {f.args[0]: f.args[1] for f in sorted(errand.scene.facts) if f.pred in ("on", "in")}
         is_open = Literal("open", ("drawer",)) in errand.scene.facts
         items = self.layout.placed(places, DRAWER_TRAVEL * is_open)
-        self.sim.load(self.randomization.apply(Table(items=items), rng), REST)
+        self.sim.load(self.randomization.apply(Table(items=items), rng), START)
         if has_drawer(self.sim):
             self.sim.data.joint("drawer").qpos[0] = DRAWER_TRAVEL * is_open
             self.sim.settle()
-        still = self.sim.driver.encode(REST, DOWN, 1.0)
+        still = self.sim.driver.encode(START, DOWN, 1.0)
         for _ in range(SETTLING):
             self.sim.step(still)
         self.facts = measured(self.sim, is_open)

@@ -14,8 +14,12 @@ from .asking import GRIPPER, TABLE, Kinds
 from .beliefs import Beliefs
 from .seeing import views
 
+ZONE = "zone"
 LOOKS = 3
 """Looks after which what is there may be corrected."""
+NAMED = 2.0
+"""Log-odds that the instruction's naming a thing adds: people name what is there."""
+SYNONYMS = {"block": "cube", "blocks": "cube"}
 SURE = 2.0
 """Mean log-odds from which on it is."""
 
@@ -32,7 +36,8 @@ class ReadScenes:
     """Reads scenes with a trained `SceneReader`.
 
     What is there is said at the first look, and corrected when several looks together are sure of something else;
-    things do not come and go. What was last seen in the drawer is in it while it is closed.
+    things do not come and go. What the instruction names is taken to be there rather than not; of two things on a zone,
+    which holds one, the surer one is there. What was last seen in the drawer is in it while it is closed.
 
     Args:
         reader: `SceneReader`, or its folder.
@@ -55,16 +60,32 @@ class ReadScenes:
         """The scene as it looks."""
         images = views(observation, self.reader.model.cameras)
         reading = self.reader.read(images, np.asarray(observation.state, np.float32))
-        state = self._seen(lane, reading.present[0].double().numpy())
+        present = reading.present[0].double().numpy() + NAMED * self._named(str(observation.instruction))
+        state = self._seen(lane, present, reading)
         beliefs = state.beliefs
         places = self._places(reading, beliefs.things)
         is_open = float(reading.open[0].sigmoid()) if beliefs.has_drawer else 0.0
         return beliefs.look(places, is_open, source="vision", stamp=float(observation.timestamp))
 
-    def _seen(self, lane: int, present: np.ndarray) -> _Lane:
+    def _named(self, instruction: str) -> np.ndarray:
+        """One for every thing that the instruction names, else zero."""
+        words = " ".join(SYNONYMS.get(word, word) for word in instruction.lower().split())
+        return np.array([float(name in words) for name in self.reader.universe.names])
+
+    def _single(self, things: tuple[Thing, ...], present: np.ndarray, reading: Reading) -> tuple[Thing, ...]:
+        """Without what is said to be on a zone where something surer is."""
+        places, number = self._places(reading, things), {thing.name: k for thing, k in self._things}
+        zones = {thing.name for thing in things if thing.kind == ZONE}
+        best: dict[str, str] = {}
+        for name, (place, _) in places.items():
+            if place in zones and (place not in best or present[number[name]] > present[number[best[place]]]):
+                best[place] = name
+        return tuple(t for t in things if t.name not in places or best.get(places[t.name][0], t.name) == t.name)
+
+    def _seen(self, lane: int, present: np.ndarray, reading: Reading) -> _Lane:
         """What is there, as far as the looks so far tell."""
         if lane not in self._lanes:
-            things = tuple(thing for thing, k in self._things if present[k] > 0.0)
+            things = self._single(tuple(t for t, k in self._things if present[k] > 0.0), present, reading)
             self._lanes[lane] = _Lane(Beliefs(kinds=self.kinds, things=(*things, *self._always)), 1, present)
             return self._lanes[lane]
         state = self._lanes[lane]
