@@ -77,10 +77,10 @@ def test_the_hand_comes_up_before_every_skill(world):
 
 def test_chains_are_done_in_a_row_until_one_fails(world):
     free = PhysicalTable(embodiment=world.embodiment, images=False, max_steps=2000)
-    rows = [run_chain(free, ScriptedSkills(free), seed) for seed in (3, 4)]
+    rows = [run_chain(free, ScriptedSkills(free), seed) for seed in (1, 3)]
     assert [row["done"] for row in rows] == [5, 5]
     assert len(rows[0]["tasks"]) == 5
-    none = run_chain(free, ScriptedSkills(free), 3, limit=1)
+    none = run_chain(free, ScriptedSkills(free), 1, limit=1)
     assert none["done"] == 0
     told = summarise_chains([*rows, none])
     assert told["mean"] == pytest.approx(10 / 3, abs=1e-3)
