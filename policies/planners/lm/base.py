@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,8 @@ import numpy as np
 
 from ....errors import ConfigError
 
+REMEMBERED = 10_000
+"""Questions that a transcript keeps, the newest."""
 CAPABILITIES = ("score", "generate", "choice", "json_schema", "images", "chat")
 """``score``: log-probabilities of given continuations. ``generate``: free text. ``choice``: one text (or a sequence of
 texts) out of given ones and nothing else. ``json_schema``: JSON of a given schema. ``images``: pictures in prompts.
@@ -76,7 +79,7 @@ class Usage:
     calls: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    transcript: list[dict[str, object]] = field(default_factory=list)
+    transcript: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def note(self, kind: str, prompt: str, answer: object, tokens: int, seconds: float) -> None:
         """One question and its answer."""

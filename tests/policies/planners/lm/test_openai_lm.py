@@ -315,7 +315,7 @@ def test_the_key_stays_secret(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, ca
         with pytest.raises(ServerError, match=r"status 400: who is Bearer \*\*\*\?") as caught:
             lm.generate("Again")
         seen = [str(caught.value), repr(vars(lm)), caplog.text, (tmp_path / "answers.jsonl").read_text()]
-        assert all(key not in text for text in [*seen, json.dumps(lm.usage.transcript)])
+        assert all(key not in text for text in [*seen, json.dumps(list(lm.usage.transcript))])
         monkeypatch.setenv("OTHER", key)
         monkeypatch.delenv("OPENAI_API_KEY")
         server.faults.clear()
