@@ -21,8 +21,9 @@ from .runner import HierarchicalRunner
 from .search import Goals
 
 Factory = Callable[..., Any]
-AWAY = 0.14
-"""Height of the tool at which a skill is over in a world with physics [m]."""
+AWAY, FREE = 0.11, 0.14
+"""Heights of the tool in a world with physics: from which on a skill may be over, and to which the hand comes up before
+the next one [m]."""
 
 
 def wired(factory: Factory, parts: Mapping[str, Any]) -> Any:
@@ -78,7 +79,7 @@ def assemble(
             ScriptedSkills(world) if physical else CallPolicy(instructions=world.instructions, embodiment=embodiment)
         )
     if physical:
-        policy = Lifted(policy, height=AWAY)
+        policy = Lifted(policy, height=FREE)
     runner = HierarchicalRunner(
         planner=wired(planner, parts),
         policy=policy,
