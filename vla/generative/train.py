@@ -38,6 +38,7 @@ def train_visual(
     augmentation: Augmentation,
     guidance: Guidance,
     encoder: str = "nano",
+    init: str | None = None,
     out: str = "outputs/visual",
     cameras: Sequence[str] = ("front",),
     size: int = 48,
@@ -67,6 +68,8 @@ def train_visual(
         guidance: How samples are drawn for ``samples.png``; the planner has its own.
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder that
             ``brachium pretrain`` made.
+        init: Checkpoint of ``brachium train-visual`` that all parts go on from, for example on more data; null to begin
+            from nothing.
         out: Folder for the checkpoint, logs and saves.
         cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
@@ -98,6 +101,8 @@ def train_visual(
         resume,
         editor.seed,
     )
+    if init is not None:
+        plan.begin_with(init)
     return _train(plan, {"generator": editor, "policy": policy, "progress": progress}, guidance, samples)
 
 
@@ -112,6 +117,7 @@ def train_video(
     guidance: Guidance,
     encoder: str = "nano",
     init: str | None = None,
+    video_init: str | None = None,
     out: str = "outputs/video",
     cameras: Sequence[str] = ("front",),
     size: int = 48,
@@ -141,6 +147,7 @@ def train_video(
         encoder: Pretrained model that reads instructions: ``nano``, which comes with brachium, or a folder.
         init: Checkpoint of ``brachium train-visual`` that all parts begin with, as far as they are alike: the editor
             becomes a video model whose layers along time begin as the identity; null to begin from nothing.
+        video_init: Checkpoint of ``brachium train-video`` that the video model goes on from instead.
         out: Folder for the checkpoint, logs and saves.
         cameras: Cameras whose future is generated; the present is seen by all.
         size: Side of generated images [pixels].
@@ -174,6 +181,8 @@ def train_video(
     )
     if init is not None:
         plan.begin_with(init)
+    if video_init is not None:
+        plan.begin_with(video_init, ("generator",))
     return _train(plan, {"generator": video, "policy": inverse, "progress": progress}, guidance, samples)
 
 
@@ -209,6 +218,7 @@ class _Plan:
             raise ConfigError(
                 f"expected goals from 1 and spread from 0 to below ahead={generator['steps']}, got {goals} and {spread}"
             )
+        self.scaled = False
         self.earlier: dict[str, float] = {}
         """Seconds of training that went into what it begins with."""
         self.kind, self.folder, self.resume = kind, Path(out), resume
@@ -248,11 +258,10 @@ class _Plan:
             spread=spread,
         )
 
-    def begin_with(self, init: str) -> None:
-        """Take what fits of the parts of another system."""
+    def begin_with(self, init: str, parts: Sequence[str] = ("generator", "policy", "progress")) -> None:
+        """Take what fits of some parts of another system."""
         other = SubgoalSystem.load(init)
         self.system.embodiment.require_same(other.embodiment, "the store", f"checkpoint {init}")
-        parts = ("generator", "policy", "progress")
         for name in parts:
             mine, theirs = getattr(self.system, name), getattr(other, name).state_dict()
             own = mine.state_dict()
@@ -261,16 +270,19 @@ class _Plan:
             taken = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
             mine.load_state_dict({**own, **taken})
             log(f"{name}: begins with {len(taken)} of {len(own)} tensors of {init}")
-        seconds = json.loads((Path(init) / "meta.json").read_text())["seconds"]
-        self.earlier = {f"init/{name}": float(seconds[name]) for name in parts}
-        self.identity["init"] = checksums(Path(init))["model.safetensors"]
+        meta = json.loads((Path(init) / "meta.json").read_text())
+        self.scaled = self.scaled or "policy" in parts
+        spent = sum(float(v) for k, v in meta["seconds"].items() if k != "total" and (k in parts or len(parts) == 3))
+        self.earlier["init"] = self.earlier.get("init", 0.0) + spent
+        self.identity["init"] = [*self.identity.get("init", ()), checksums(Path(init))["model.safetensors"]]
 
 
 def _train(plan: _Plan, parts: Mapping[str, Optimization], guidance: Guidance, samples: int) -> int:
     begin = time.process_time()
     system, stages, folder = plan.system, plan.stages, plan.folder
     rows = torch.from_numpy(plan.data.training)
-    system.policy.fit(plan.data.state[rows], plan.data.action[rows])
+    if not plan.scaled:  # what it begins with knows the scales that its weights were trained with
+        system.policy.fit(plan.data.state[rows], plan.data.action[rows])
     notes: dict[str, Any] = {"seconds": dict(plan.earlier), "metrics": {}}
     made = 0.0
     for name, options in parts.items():
