@@ -37,7 +37,7 @@ class GeneratedPlanner:
         *,
         system: SubgoalSystem,
         guidance: Guidance | None = None,
-        candidates: int = 4,
+        candidates: int = 2,
         rank: bool = True,
         imaginer: Callable[..., Imaginer] | None = None,
         shuffle: str = "none",
