@@ -130,7 +130,7 @@ def _policy(
     device: str,
 ) -> Policy:
     """What acts: a checkpoint's policy, or a planner over one that generates subgoals."""
-    if kind_of(checkpoint) is not None:
+    if kind_of(checkpoint) is not None or (planner is not None and not Path(checkpoint).is_dir()):
         from .planners.subgoals import SubgoalRunner
 
         return SubgoalRunner.from_checkpoint(checkpoint, executor, planner, spec)
