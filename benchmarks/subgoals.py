@@ -96,8 +96,9 @@ def main() -> None:
         if not (work / name).exists():
             for words in recordings:
                 brachium("record", f"out={work / name}", *words)
+    wanted = needed({ROWS[name][1] for name in options.only})
     for name, words in SYSTEMS.items():
-        if not (work / name / "checkpoint").exists():
+        if name in wanted and not (work / name / "checkpoint").exists():
             verb, *rest = (word.format(work=work) for word in words)
             brachium(verb, f"out={work / name}", "resume=true", *rest)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
@@ -112,6 +113,15 @@ def main() -> None:
         results["machine"] = f"{os.cpu_count()} cores"
         TARGET.write_text(json.dumps(results, indent=1) + "\n")
     write_page(results)
+
+
+def needed(systems: set[str]) -> set[str]:
+    """These systems and all that they go on from."""
+    found = set(systems)
+    for name in reversed(SYSTEMS):
+        if name in found:
+            found |= {other for other in SYSTEMS if any(f"/{other}/checkpoint" in word for word in SYSTEMS[name])}
+    return found
 
 
 def measured(out: Path, checkpoint: Path, system: str) -> dict[str, Any]:
