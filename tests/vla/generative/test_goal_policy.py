@@ -175,6 +175,7 @@ def test_policies_name_only_trusted_classes(slides, reader):
         SubgoalSystem(
             kind="visual",
             embodiment=make_spec(),
+            cameras=("front",),
             reader=reader,
             generator={"size": 16, "frames": 1, "steps": 2, "widths": [16, 32], "patch": 2},
             policy={"head": {"_target_": "subprocess.Popen"}},
