@@ -93,7 +93,6 @@ class GoalPolicy(nn.Module):
         goals: Cameras of which there are goal images, n of them.
         head: Action head: class and arguments, as in a recipe.
         action_horizon: Steps h of a chunk.
-        pose: Whether it also learns to say the state in which the goal was seen, and acts on the difference.
         width: Channels and, times four, width of the features.
         keypoints: Keypoints a camera.
     """
@@ -108,7 +107,6 @@ class GoalPolicy(nn.Module):
         action_horizon: int = 4,
         width: int = 64,
         keypoints: int = 32,
-        pose: bool = False,
     ) -> None:
         super().__init__()
         self.embodiment, self.goal_size, self.action_horizon = embodiment, goal_size, action_horizon
@@ -124,12 +122,6 @@ class GoalPolicy(nn.Module):
         state, action, wide = embodiment.state.dim, embodiment.action.dim, 4 * width
         features = sum(view.features for view in views)
         self.join = nn.Sequential(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU())
-        self.pose: nn.Module | None = None
-        if pose:
-            self.pose = nn.Sequential(nn.Linear(features, wide), nn.SiLU(), nn.Linear(wide, state))
-            self.lead = nn.Linear(state, wide)
-            nn.init.zeros_(self.lead.weight)  # a policy that goes on from one without it begins as that one
-            nn.init.zeros_(self.lead.bias)
         inputs = HeadInputs(context_dim=wide, action_horizon=action_horizon, action_dims={embodiment.name: action})
         self.head = instantiate(head, inputs=inputs)
         for name, dim in (("state", state), ("action", action)):
@@ -153,23 +145,10 @@ class GoalPolicy(nn.Module):
         state: Float[Tensor, "b s"],
     ) -> Context:
         """What the head is told; images from -1 to 1, `state` scaled."""
-        return self.guess(now, goal, state)[0]
-
-    def guess(
-        self,
-        now: Float[Tensor, "b c 3 height width"],
-        goal: Float[Tensor, "b n 3 small small"],
-        state: Float[Tensor, "b s"],
-    ) -> tuple[Context, Float[Tensor, "b s"] | None]:
-        """What the head is told, and the scaled state in which the goal was seen, where it learns to say it."""
         place = {name: k for k, name in enumerate(self.goals)}
         pairs = [goal[:, place[name]] if name in place else None for name in self.embodiment.camera_names]
         seen = [view(now[:, k], pairs[k]) for k, view in enumerate(self.views)]
-        hidden, found = self.join[0](torch.cat([*seen, state], dim=1)), None
-        if self.pose is not None:
-            found = self.pose(torch.cat(seen, dim=1)).float()
-            hidden = hidden + self.lead((found - state).detach())  # actions must not make it say something else
-        return Context(vector=self.join[1:](hidden).float()), found
+        return Context(vector=self.join(torch.cat([*seen, state], dim=1)).float())
 
     def loss(
         self,
@@ -180,14 +159,10 @@ class GoalPolicy(nn.Module):
         real: Bool[Tensor, "b h"],
         generator: torch.Generator,
         *,
-        goal_state: Float[Tensor, "b s"] | None = None,
         augment: float = 1.0,
         goal_augment: float = 1.0,
     ) -> Float[Tensor, " b"]:
-        """The head's loss on augmented images; observation and goal are augmented each for itself.
-
-        With `goal_state`, what a policy with a `pose` says of it counts as well.
-        """
+        """The head's loss on augmented images; observation and goal are augmented each for itself."""
         now, wanted = to_unit(images), to_unit(goal)
         scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
         if augment > 0.0:
@@ -195,12 +170,8 @@ class GoalPolicy(nn.Module):
             scaled = scaled + 0.02 * augment * torch.randn(scaled.shape, generator=generator).to(scaled)
         wanted = degrade(wanted, generator, goal_augment)
         target = (actions - self.get_buffer("action_mean")) / self.get_buffer("action_scale")
-        context, found = self.guess(now, wanted, scaled)
-        each = self.head.loss(context, target, real, self.get_buffer("active"), self.embodiment.name, generator)
-        if found is not None and goal_state is not None:
-            then = (goal_state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
-            each = each + (found - then).abs().mean(1)
-        return each
+        context = self.context(now, wanted, scaled)
+        return self.head.loss(context, target, real, self.get_buffer("active"), self.embodiment.name, generator)
 
     @torch.no_grad()
     def predict(

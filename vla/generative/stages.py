@@ -166,8 +166,7 @@ class Stages:
         if self.made is not None:
             generated = torch.from_numpy(rng.random(len(now)) < self.augmentation.round_trips)
             images = torch.where(generated[:, None, None, None, None], self.made[goal], images)
-        found = self.acting(now, images, np.where(steps <= NEAR, steps, 0))
-        return {**found, "goal_state": self.data.state[goal]}
+        return self.acting(now, images, np.where(steps <= NEAR, steps, 0))
 
     def acting(
         self, now: np.ndarray, goal: UInt8[Tensor, "b n size size 3"], done: np.ndarray | None = None

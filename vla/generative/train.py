@@ -32,7 +32,6 @@ def train_visual(
     widths: Sequence[int] = (64, 128, 192),
     patch: int = 4,
     width: int = 64,
-    pose: bool = False,
     heldout: float = 0.1,
     samples: int = 8,
     resume: bool = False,
@@ -64,13 +63,12 @@ def train_visual(
         widths: Channels of the editor's levels.
         patch: Side of the patches that the editor works on [pixels].
         width: Channels of the policy.
-        pose: The policy also learns to say the state in which a goal was seen, and acts on the difference.
         heldout: Share of episodes kept for held-out losses and samples.
         samples: Held-out samples to draw.
         resume: Go on from what is saved in `out`.
     """
     generator = {"size": size, "frames": 1, "steps": ahead, "widths": list(widths), "patch": patch}
-    acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width, "pose": pose}
+    acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     plan = Plan(
         "visual",
         store,
@@ -112,7 +110,6 @@ def train_video(
     widths: Sequence[int] = (64, 128, 192),
     patch: int = 4,
     width: int = 64,
-    pose: bool = False,
     heldout: float = 0.1,
     samples: int = 8,
     resume: bool = False,
@@ -143,13 +140,12 @@ def train_video(
         widths: Channels of the video model's levels.
         patch: Side of the patches that the video model works on [pixels].
         width: Channels of the inverse dynamics.
-        pose: They also learn to say the state in which a goal was seen, and act on the difference.
         heldout: Share of episodes kept for held-out losses and samples.
         samples: Held-out samples to draw.
         resume: Go on from what is saved in `out`.
     """
     generator = {"size": size, "frames": frames, "steps": steps, "widths": list(widths), "patch": patch}
-    acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width, "pose": pose}
+    acting = {"head": node_of(head), "action_horizon": action_horizon, "width": width}
     # The next frame is 1 to `steps` steps ahead when it is pursued; a little more where the robot is slower.
     plan = Plan(
         "video",
