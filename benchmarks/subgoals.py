@@ -26,15 +26,38 @@ SEED = 4_000_000
 """Of the first episode: others than those that were looked at while this was made."""
 TASKS = ("reach", "push", "place")
 MIX = "splits={train: 0.5, paraphrase: 0.25, pair: 0.25}"
+RECORDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "demos": tuple((f"env=tabletop/{task}", "episodes=250") for task in TASKS),
+    "more": (
+        *((f"env=tabletop/{task}", "episodes=250") for task in TASKS),
+        # The arm goes astray in every one of these: what comes back from beside a thing is rare in the others.
+        ("env=tabletop/push", "episodes=300", "seed=10000", "stumble=1.0"),
+        ("env=tabletop/place", "episodes=150", "seed=10000", "stumble=1.0"),
+    ),
+}
+"""Store -> words of the commands that record it."""
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "visual": ("train-visual",),
-    "video": ("train-video", "init={work}/visual/checkpoint"),
+    "visual-begin": ("train-visual", "store={work}/demos"),
+    "visual": (
+        *("train-visual", "store={work}/more", "init={work}/visual-begin/checkpoint", "editor.steps=200"),
+        *("editor.lr=0.0004", "editor.warmup=20", "policy.steps=1100", "policy.lr=0.0007", "policy.warmup=50"),
+        "progress.steps=100",
+    ),
+    "video-begin": (
+        *("train-video", "store={work}/demos", "init={work}/visual-begin/checkpoint", "inverse.steps=5"),
+        *("progress.steps=5", "augmentation.round_trips=0"),
+    ),
+    "video": (
+        *("train-video", "store={work}/more", "init={work}/visual/checkpoint"),
+        *("video_init={work}/video-begin/checkpoint", "video.steps=100", "video.lr=0.0004", "video.warmup=20"),
+        *("inverse.steps=500", "inverse.lr=0.0007", "inverse.warmup=50", "progress.steps=50"),
+    ),
     "language": (
-        *("train", "encoder=nano", "optimization.steps=3500", "optimization.batch_size=128"),
+        *("train", "store={work}/more", "encoder=nano", "optimization.steps=3500", "optimization.batch_size=128"),
         *("optimization.ema=0.998", "optimization.warmup=100"),
     ),
 }
-"""What is trained, in this order: words of the command."""
+"""What is trained, in this order: words of the command. Later ones go on from earlier ones, whose time counts too."""
 ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "language": ("language-conditioned policy (nano, flow head)", "language", ()),
     "visual": ("**visual**: image subgoals, goal-conditioned policy", "visual", ("planner=visual",)),
@@ -65,33 +88,40 @@ def brachium(*words: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="a task")
-    parser.add_argument("--demos", type=int, default=250, help="a task")
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--work", default="outputs/subgoals", help="demonstrations, checkpoints, evaluations")
     options = parser.parse_args()
     work = Path(options.work)
-    store = work / "store"
-    if not store.exists():
-        for task in TASKS:
-            brachium("record", f"env=tabletop/{task}", f"out={store}", f"episodes={options.demos}")
-    wanted = {ROWS[name][1] for name in options.only}
+    for name, recordings in RECORDED.items():
+        if not (work / name).exists():
+            for words in recordings:
+                brachium("record", f"out={work / name}", *words)
+    wanted = needed({ROWS[name][1] for name in options.only})
     for name, words in SYSTEMS.items():
-        needed = name in wanted or (name == "visual" and "video" in wanted)
-        if needed and not (work / name / "checkpoint").exists():
+        if name in wanted and not (work / name / "checkpoint").exists():
             verb, *rest = (word.format(work=work) for word in words)
-            brachium(verb, f"store={store}", f"out={work / name}", "resume=true", *rest)
+            brachium(verb, f"out={work / name}", "resume=true", *rest)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
     for name in options.only:
         _, system, words = ROWS[name]
         checkpoint, out = work / system / "checkpoint", work / "eval" / name
         brachium(
             *("eval", f"checkpoint={checkpoint}", "suite=basics", *words),
-            *(f"episodes={options.episodes}", f"seed={SEED}", f"out={out}", MIX, "videos=1"),
+            *(f"episodes={options.episodes}", f"seed={SEED}", f"out={out}", MIX, "videos=1", "num_envs=10"),
         )
         results["rows"][name] = measured(out, checkpoint, system)
         results["machine"] = f"{os.cpu_count()} cores"
         TARGET.write_text(json.dumps(results, indent=1) + "\n")
     write_page(results)
+
+
+def needed(systems: set[str]) -> set[str]:
+    """These systems and all that they go on from."""
+    found = set(systems)
+    for name in reversed(SYSTEMS):
+        if name in found:
+            found |= {other for other in SYSTEMS if any(f"/{other}/checkpoint" in word for word in SYSTEMS[name])}
+    return found
 
 
 def measured(out: Path, checkpoint: Path, system: str) -> dict[str, Any]:
@@ -113,8 +143,8 @@ def write_page(results: Mapping[str, Any]) -> None:
     """Put the table between the marks of the page."""
     rows = results["rows"]
     lines = [
-        "| | all [%] | reach | push | place | new objects, new wordings | training [min] | ms/subgoal |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | episodes | all [%] | reach | push | place | new objects, new wordings | training [min] | ms/subgoal |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (title, _, _) in ROWS.items():
         if name not in rows:
@@ -124,11 +154,13 @@ def write_page(results: Mapping[str, Any]) -> None:
         new = " / ".join(f"{100 * row['splits'][s]['success_rate']:.0f}" for s in ("pair", "paraphrase"))
         total = row["training_s"]["total"] / 60.0
         ms = "" if not row["subgoals"] else f"{row['subgoals']['ms']:.0f}"
-        lines.append(f"| {title} | {share(row['total'])} | {tasks} | {new} | {total:.0f} | {ms} |")
-    count = next(iter(rows.values()))["episodes_a_task"]
+        lines.append(
+            f"| {title} | {row['total']['episodes']} | {share(row['total'])} | {tasks} | {new} | {total:.0f} | {ms} |"
+        )
     text = (
-        f"`benchmarks/subgoals.py`, {count} episodes a task, the same for all; 95 % Wilson intervals. Training is wall "
-        "time with one thread on a shared machine.\n\n" + "\n".join(lines)
+        "`benchmarks/subgoals.py`, a third of the episodes each task, 95 % Wilson intervals. Training is wall time "
+        "with one thread on a shared machine, with all that a system began with, and without reading the instructions once "
+        "(3 to 5 minutes).\n\n" + "\n".join(lines)
     )
     page = PAGE.read_text()
     begin, end = "<!-- subgoals: begin -->", "<!-- subgoals: end -->"

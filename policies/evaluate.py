@@ -135,7 +135,7 @@ def _policy(
         from .planners.latent import SlowFastRunner
 
         return SlowFastRunner.from_checkpoint(checkpoint, executor, planner, spec)
-    if kind_of(checkpoint) is not None:
+    if kind_of(checkpoint) is not None or (planner is not None and not Path(checkpoint).is_dir()):
         from .planners.subgoals import SubgoalRunner
 
         return SubgoalRunner.from_checkpoint(checkpoint, executor, planner, spec)

@@ -15,8 +15,8 @@ EVERY = 25
 """Episodes whose seed is a multiple of this are kept."""
 MOST = 4
 """Subgoals of an episode that are kept."""
-SIDE, GAP, LINE = 72, 4, 14
-"""Side of a shown image, space between them, height of a line of text [screen pixels]."""
+SIDE, GAP, LINE, LEAST = 72, 4, 14, 420
+"""Side of a shown image, space between them, height of a line of text, least width of the page [screen pixels]."""
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Album:
         cameras = list(self.entries[0].made)
         columns = 2 + frames
         height = LINE + len(cameras) * (SIDE + GAP)
-        page = Image.new("RGB", (columns * (SIDE + GAP), LINE + height * len(self.entries)), "white")
+        wide = max(columns * (SIDE + GAP), LEAST)
+        page = Image.new("RGB", (wide, LINE + height * len(self.entries)), "white")
         draw = ImageDraw.Draw(page)
         for k, title in enumerate(("seen", "generated", *[""] * (frames - 1), "came")):
             draw.text((k * (SIDE + GAP), 0), title, fill="black")

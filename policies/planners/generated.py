@@ -37,7 +37,7 @@ class GeneratedPlanner:
         *,
         system: SubgoalSystem,
         guidance: Guidance | None = None,
-        candidates: int = 4,
+        candidates: int = 2,
         rank: bool = True,
         imaginer: Callable[..., Imaginer] | None = None,
         shuffle: str = "none",
@@ -46,6 +46,8 @@ class GeneratedPlanner:
             raise ConfigError(f"expected at least 1 candidate, got {candidates}")
         if shuffle not in SHUFFLES:
             raise ConfigError(f"unknown shuffle {shuffle!r}. {did_you_mean(shuffle, SHUFFLES)}")
+        if imaginer is None and system.kind != self.name:
+            raise ConfigError(f"the checkpoint is one of brachium train-{system.kind}: type planner={system.kind}")
         self.system, self.candidates, self.rank, self.shuffle = system, candidates, rank, shuffle
         self.imaginer = NativeImaginer(system, guidance or Guidance()) if imaginer is None else imaginer(system=system)
         self._made, self._spent = 0, 0.0

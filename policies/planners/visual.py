@@ -31,7 +31,7 @@ class VisualPlanner(GeneratedPlanner):
         *,
         system: SubgoalSystem,
         guidance: Guidance | None = None,
-        candidates: int = 4,
+        candidates: int = 2,
         rank: bool = True,
         editor: Callable[..., Imaginer] | None = None,
         horizon: int | None = None,

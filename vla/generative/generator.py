@@ -41,7 +41,7 @@ class Guidance:
     """
 
     image: float = 1.0
-    text: float = 1.0
+    text: float = 1.5
     steps: int = 6
     solver: str = "euler"
 
@@ -183,7 +183,7 @@ class FrameGenerator(nn.Module):
         look as if generated. `level` is how far, 0..1."""
         if not 0.0 < level <= 1.0:
             raise ConfigError(f"expected a level above 0 and up to 1, got {level}")
-        now, guidance = to_unit(present), Guidance(steps=steps)
+        now, guidance = to_unit(present), Guidance(text=1.0, steps=steps)
         x = level * noise + (1.0 - level) * to_unit(future)
         size = level / steps
         for k in range(steps):

@@ -119,6 +119,13 @@ def test_planners_that_cannot_be_are_refused(system, options, message):
         VisualPlanner(system=system, **options)
 
 
+def test_a_planner_wants_a_system_of_its_kind(system):
+    with pytest.raises(ConfigError, match="train-visual: type planner=visual"):
+        VideoPlanner(system=system)
+    with pytest.raises(ConfigError, match="train-video: type planner=video"):
+        VisualPlanner(system=make_system(frames=3))
+
+
 def test_a_video_is_followed_frame_by_frame():
     system = make_system(frames=3)
     planner = VideoPlanner(system=system, candidates=1, follow=2, guidance=Guidance(steps=2))

@@ -81,7 +81,7 @@ def test_the_sampler_recovers_a_known_gaussian():
     b = 64
     present = torch.randn(b, 2, 3, SIZE, SIZE)
     noise = model.noise(b, torch.Generator().manual_seed(0))
-    guidance = Guidance(steps=60, solver="midpoint")
+    guidance = Guidance(text=1.0, steps=60, solver="midpoint")
     reading = make_reading(b)
     found = integrate(lambda x, t: model.field(x, t, present, reading, guidance), noise, 60, "midpoint")
     assert float(found.mean()) == pytest.approx(mean, abs=0.01)
@@ -93,7 +93,7 @@ def test_the_last_euler_step_lands_on_the_guess():
     present = to_unit(torch.randint(0, 255, (2, 2, SIZE, SIZE, 3), dtype=torch.uint8))
     reading, x = make_reading(2), torch.randn(2, 1, 2, 3, SIZE, SIZE)
     for size in (0.5, LEAST):
-        landed = x - size * model.field(x, size, present, reading, Guidance())
+        landed = x - size * model.field(x, size, present, reading, Guidance(text=1.0))
         seen = torch.ones(2, dtype=torch.bool)
         torch.testing.assert_close(landed, model.guess(x, torch.full((2,), size), present, reading, seen, seen))
 
@@ -102,7 +102,7 @@ def test_an_untrained_editor_says_that_nothing_changes():
     model = make_generator()
     present = torch.randint(0, 256, (2, 2, SIZE, SIZE, 3), dtype=torch.uint8)
     noise = model.noise(2, torch.Generator().manual_seed(1))
-    found = model.sample(present, make_reading(2), noise, Guidance(steps=4))
+    found = model.sample(present, make_reading(2), noise, Guidance(text=1.0, steps=4))
     assert torch.equal(found[:, 0], present)
 
 
@@ -125,11 +125,11 @@ def test_a_batch_is_learnt_by_heart(frames):
         loss.backward()
         optimizer.step()
     noise = model.noise(2, torch.Generator().manual_seed(5))
-    found = model.eval().sample(present, reading, noise, Guidance(steps=6))
+    found = model.eval().sample(present, reading, noise, Guidance(text=1.0, steps=6))
     error = (found.float() - future.float()).abs().mean()
     unmoved = (present[:, None].float() - future.float()).abs().mean()
     assert float(error) < 0.35 * float(unmoved)
-    swapped = model.sample(present, reading.rows(torch.tensor([1, 0])), noise, Guidance(steps=6))
+    swapped = model.sample(present, reading.rows(torch.tensor([1, 0])), noise, Guidance(text=1.0, steps=6))
     assert float((swapped.float() - future.flip(0).float()).abs().mean()) < 0.5 * float(unmoved)
 
 
@@ -139,7 +139,7 @@ def test_a_short_round_trip_stays_near_and_a_whole_one_is_a_sample():
     future = torch.randint(0, 256, (1, 1, 2, SIZE, SIZE, 3), dtype=torch.uint8)
     noise, reading = model.noise(1, torch.Generator().manual_seed(2)), make_reading(1)
     whole = model.round_trip(future, present, reading, noise, 1.0, 4)
-    assert torch.equal(whole, model.sample(present, reading, noise, Guidance(steps=4)))
+    assert torch.equal(whole, model.sample(present, reading, noise, Guidance(text=1.0, steps=4)))
     with pytest.raises(ConfigError, match="level above 0"):
         model.round_trip(future, present, reading, noise, 0.0, 4)
 
@@ -153,8 +153,8 @@ def test_an_inflated_editor_makes_its_picture_in_every_frame():
     video.load_state_dict({**own, **taken})
     x, present = torch.randn(2, 1, 2, 3, SIZE, SIZE), torch.randn(2, 2, 3, SIZE, SIZE)
     reading = make_reading(2)
-    one = editor.field(x, 0.6, present, reading, Guidance())
-    three = video.field(x.expand(-1, 3, -1, -1, -1, -1), 0.6, present, reading, Guidance())
+    one = editor.field(x, 0.6, present, reading, Guidance(text=1.0))
+    three = video.field(x.expand(-1, 3, -1, -1, -1, -1), 0.6, present, reading, Guidance(text=1.0))
     torch.testing.assert_close(three, one.expand_as(three), atol=1e-4, rtol=1e-4)
 
 

@@ -35,7 +35,9 @@ def batch_of(places, ahead):
 def test_motion_between_two_frames_is_read_off_them(head):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=head, action_horizon=2, width=16, keypoints=8)
+    policy = GoalPolicy(
+        embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=head, action_horizon=2, width=16, keypoints=8
+    )
     training = batch_of(rng.integers(6, 20, 400).tolist(), rng.integers(-6, 7, 400).tolist())
     policy.fit(training[2], training[3][:, 0])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
@@ -60,7 +62,9 @@ def test_motion_between_two_frames_is_read_off_them(head):
 
 def test_actions_stay_within_the_limits_of_the_robot():
     torch.manual_seed(0)
-    policy = GoalPolicy(embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=FLOW, action_horizon=2, width=16, keypoints=4)
+    policy = GoalPolicy(
+        embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=FLOW, action_horizon=2, width=16, keypoints=4
+    )
     policy.get_buffer("action_scale").fill_(100.0)
     now, goal, state, _ = batch_of([8, 9], [3, -3])
     found = policy.predict(now, shrink(goal, 16), state, torch.randn(2, 2, 2))
@@ -171,6 +175,7 @@ def test_policies_name_only_trusted_classes(slides, reader):
         SubgoalSystem(
             kind="visual",
             embodiment=make_spec(),
+            cameras=("front",),
             reader=reader,
             generator={"size": 16, "frames": 1, "steps": 2, "widths": [16, 32], "patch": 2},
             policy={"head": {"_target_": "subprocess.Popen"}},
