@@ -158,8 +158,8 @@ def write_page(results: Mapping[str, Any]) -> None:
             f"| {title} | {row['total']['episodes']} | {share(row['total'])} | {tasks} | {new} | {total:.0f} | {ms} |"
         )
     text = (
-        "`benchmarks/subgoals.py`, a third of the episodes each task, 95 % Wilson intervals. Training is wall time with "
-        "one thread on a shared machine, with all that a system began with, and without reading the instructions once "
+        "`benchmarks/subgoals.py`, a third of the episodes each task, 95 % Wilson intervals. Training is wall time "
+        "with one thread on a shared machine, with all that a system began with, and without reading the instructions once "
         "(3 to 5 minutes).\n\n" + "\n".join(lines)
     )
     page = PAGE.read_text()
