@@ -159,8 +159,8 @@ def write_page(results: Mapping[str, Any]) -> None:
         )
     text = (
         "`benchmarks/subgoals.py`, a third of the episodes each task, 95 % Wilson intervals. Training is wall time "
-        "with one thread on a shared machine, with all that a system began with, and without reading instructions once "
-        "(3 to 5 minutes).\n\n" + "\n".join(lines)
+        "with one thread on a shared machine, with all that a system began with, and without reading the instructions "
+        "once (3 to 5 minutes).\n\n" + "\n".join(lines)
     )
     page = PAGE.read_text()
     begin, end = "<!-- subgoals: begin -->", "<!-- subgoals: end -->"

@@ -121,8 +121,8 @@ def test_a_video_system_begins_with_a_visual_one(slides, trained, tmp_path, capf
     assert "policy: begins with" in said.out + said.err
     meta = json.loads((tmp_path / "checkpoint" / "meta.json").read_text())
     earlier = json.loads((trained / "checkpoint" / "meta.json").read_text())["seconds"]["total"]
-    assert meta["seconds"]["init"] == earlier  # its training counts too
-    assert meta["seconds"]["total"] >= earlier
+    assert meta["seconds"]["init"] == pytest.approx(earlier, abs=0.3)  # its training counts too
+    assert meta["seconds"]["total"] >= earlier - 0.3
 
 
 def damage(folder, how):
