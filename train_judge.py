@@ -33,7 +33,7 @@ def train_judge(
 
     The policy carries out every skill of the suite, also some that cannot be done; whether they succeed is what the
     judge learns. What is recorded already is reused; an interrupted training goes on. The result, ``OUT/judge``, is for
-    ``affordance=learned`` and ``success=learned``; AUROC and ECE on held-out executions are told and drawn.
+    ``affordance=learned`` and ``detector=learned``; AUROC and ECE on held-out executions are told and drawn.
 
     Args:
         policy: Checkpoint that carries out the skills.

@@ -87,7 +87,7 @@ def words_of(name: str, options: argparse.Namespace) -> list[str]:
     common = ["planner=default", "env=longhorizon/physical", *LENGTH]
     rows = {
         "learned": [*common, *policy, *eyes],
-        "judged": [*common, *policy, *eyes, "success=learned", f"success.judge={options.judge}"],
+        "judged": [*common, *policy, *eyes, "detector=learned", f"detector.judge={options.judge}"],
         "vlm": [*common, *policy, "eyes=vlm", f"eyes.model={options.vlm}"],
         "scene": [*common, *policy],
         "skills": [*common, *LOOKS, "env.images=false"],

@@ -35,7 +35,7 @@ def evaluate_planner(
     checkpoint: str | None = None,
     executor: Callable[..., Any] | None = None,
     eyes: Factory | None = None,
-    success: Factory | None = None,
+    detector: Factory | None = None,
     termination: str = "two_key",
     look_error: float = 0.05,
     latency: int = 0,
@@ -63,7 +63,7 @@ def evaluate_planner(
         checkpoint: Policy that carries out skills in a world with physics; scripted experts do when null.
         executor: Turns its chunks into actions.
         eyes: What reads scenes; the truth is told when null.
-        success: What sees whether a skill is done; the scene's literals say so when null.
+        detector: What sees whether a skill is done; the scene's literals say so when null.
         termination: ``two_key``, ``planner`` or ``goal``.
         look_error: Share of looks at success and at the end that are wrong; in a world with physics nothing is made
             wrong, but the test of the end takes that many looks to be.
@@ -84,7 +84,7 @@ def evaluate_planner(
     for name in ("library", "calls", "instructions"):
         if not hasattr(world, name):
             raise ConfigError(f"planners are compared on long-horizon work; {type(world).__name__} has no {name}")
-    require_physics(world, checkpoint, eyes, success)
+    require_physics(world, checkpoint, eyes, detector)
     model = None if lm is None else lm()
     runner, parts = assemble(
         world,
@@ -104,7 +104,7 @@ def evaluate_planner(
         look_error=look_error,
         policy=load_policy(checkpoint, executor, world.spec_embodiment),
         eyes=eyes,
-        success=success,
+        detector=detector,
     )
     models = [each for each in (model, getattr(parts["goals"], "lm", None)) if each is not None]
     shares = splits or {"train": 1.0}
@@ -144,7 +144,7 @@ def require_physics(world: Any, *parts: object) -> None:
     """Raise ConfigError where a part is given that only a world with physics has a use for."""
     if any(part is not None for part in parts) and not hasattr(world, "expert_action"):
         raise ConfigError(
-            f"checkpoint, eyes and success are for a world with physics; {type(world).__name__} has none. "
+            f"checkpoint, eyes and detector are for a world with physics; {type(world).__name__} has none. "
             "Type: env=longhorizon/physical"
         )
 

@@ -42,7 +42,7 @@ def plan(
     checkpoint: str | None = None,
     executor: Callable[..., Any] | None = None,
     eyes: Factory | None = None,
-    success: Factory | None = None,
+    detector: Factory | None = None,
     things: Sequence[str] = (),
     drawer_open: bool = False,
     termination: str = "two_key",
@@ -65,7 +65,7 @@ def plan(
         checkpoint: Policy that carries out skills in a world with physics; scripted experts do when null.
         executor: Turns its chunks into actions.
         eyes: What reads scenes in a world with physics; the truth is told when null.
-        success: What sees whether a skill is done; the scene's literals say so when null.
+        detector: What sees whether a skill is done; the scene's literals say so when null.
         things: What is on the table; a table with a bit of everything when empty.
         drawer_open: Whether the drawer stands open at first.
         termination: ``two_key``, ``planner`` or ``goal``.
@@ -80,7 +80,7 @@ def plan(
     world: Any = env().unwrapped
     if not hasattr(world, "ask"):
         raise ConfigError(f"expected an environment that can be asked for work; {type(world).__name__} cannot")
-    require_physics(world, checkpoint, eyes, success)
+    require_physics(world, checkpoint, eyes, detector)
     if hasattr(world, "record"):
         world.record, world.images = run, False  # people look at the motion; no planner here looks at pictures
     model = None if lm is None else lm()
@@ -96,7 +96,7 @@ def plan(
         look_error=look_error,
         policy=load_policy(checkpoint, executor, world.spec_embodiment),
         eyes=eyes,
-        success=success,
+        detector=detector,
     )
     observation, _ = world.ask(instruction, things, drawer_open=drawer_open, seed=seed)
     seen = observed(observation, world.spec_embodiment)

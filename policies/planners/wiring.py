@@ -45,7 +45,7 @@ def assemble(
     look_error: float,
     policy: Policy | None = None,
     eyes: Factory | None = None,
-    success: Factory | None = None,
+    detector: Factory | None = None,
 ) -> tuple[HierarchicalRunner, dict[str, Any]]:
     """A runner in a world of long-horizon work, and the parts that it is made of.
 
@@ -56,22 +56,22 @@ def assemble(
             made wrong as often.
         policy: Carries out skills; in a physical world scripted experts do where None.
         eyes: Reads scenes; the truth is told where None.
-        success: Sees whether a skill is done; the literals of the scene say so where None.
+        detector: Sees whether a skill is done; the literals of the scene say so where None.
     """
     physical = hasattr(world, "expert_action")
     parts: dict[str, Any] = {"library": world.library, "lm": lm, "kinds": Kinds(things=universe_of(world))}
     parts["goals"] = wired(goals, parts) if goals is not None else TrueGoals(world)
     parts["affordance"] = wired(affordance, parts) if affordance is not None else None
     scenes = SceneOf(lambda lane: world.scene) if eyes is None else wired(eyes, parts)
-    detector: SuccessDetector = LiteralSuccess() if success is None else wired(success, parts)
+    done: SuccessDetector = LiteralSuccess() if detector is None else wired(detector, parts)
     goal: GoalChecker = LiteralGoal(goals=parts["goals"])
     if look_error > 0.0 and not physical:
-        detector = Erring(inner=LiteralSuccess(), false_positive=look_error, false_negative=look_error, salt=1)
+        done = Erring(inner=LiteralSuccess(), false_positive=look_error, false_negative=look_error, salt=1)
         inner = LiteralGoal(goals=parts["goals"])
         goal = Erring(inner=inner, false_positive=look_error, false_negative=look_error, salt=2)
     if physical:
         axis = world.spec_embodiment.state.names.index("z")
-        detector = HandAway(inner=detector, height=AWAY, axis=axis)
+        done = HandAway(inner=done, height=AWAY, axis=axis)
     rate_of_error = max(look_error, 0.01)
     if policy is None:
         embodiment = world.spec_embodiment
@@ -85,7 +85,7 @@ def assemble(
         policy=policy,
         hold=holding(world.spec_embodiment) if physical else wait,
         scenes=scenes,
-        detector=detector,
+        detector=done,
         goal=goal,
         gate=wired(gate, parts) if gate is not None else Gate(),
         fallback=wired(fallback, parts) if fallback is not None else None,
@@ -93,7 +93,7 @@ def assemble(
         **options,
     )
     made = {"planner": runner.planner, "goals": parts["goals"], "affordance": parts["affordance"]}
-    made |= {"eyes": None if eyes is None else scenes, "success": None if success is None else detector}
+    made |= {"eyes": None if eyes is None else scenes, "detector": None if detector is None else done}
     return runner, made | {"fallback": runner.fallback, "gate": runner.gate, "lm": lm}
 
 

@@ -138,7 +138,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
         (["env=longhorizon/physical", "checkpoint=/nowhere"], "nowhere"),
         (["env=longhorizon/physical", "eyes=vlm", "eyes.model=/nowhere"], "no pretrained model at /nowhere"),
         (["env=longhorizon/physical", "eyes=reader", "eyes.reader=/nowhere"], "no scene reader"),
-        (["env=longhorizon/physical", "success=learned", "success.judge=/nowhere"], "no judge"),
+        (["env=longhorizon/physical", "detector=learned", "detector.judge=/nowhere"], "no judge"),
         (["env=longhorizon/physical", "look_every=0"], "look_every"),
     ],
 )
