@@ -217,7 +217,8 @@ def write_page(found: dict[str, Any]) -> None:
 
 def chain_table(found: dict[str, Any]) -> str:
     """How many of five tasks in a row are done."""
-    lines = ["| chains of five tasks | 1 | 2 | 3 | 4 | 5 | mean |", "|---|---|---|---|---|---|---|"]
+    count = next(iter(found.values()))["chains"]
+    lines = [f"| {count} chains of five tasks, share [%] | 1 | 2 | 3 | 4 | 5 | mean |", "|---|---|---|---|---|---|---|"]
     for name, row in found.items():
         cells = " | ".join(f"{100 * row[f'at_least_{k}']['success_rate']:.0f}" for k in range(1, 6))
         lines.append(f"| {'trained policy' if name == 'policy' else 'scripted skills'} | {cells} | {row['mean']:.2f} |")
