@@ -6,26 +6,24 @@ value of the policy that acts is its probability of success, so a classifier of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from .checkpoint import replace_folder
-from .pretrained import Pretrained, identity_of
+from .companion import load_companion, save_companion
+from .pretrained import Pretrained
 from .tokenizer import InstructionEncoder
 
 DONE = "done"
 """Extra field of executed skills: whether the skill is done at a step."""
+FILES = {"about": "judge.json", "weights": "judge.safetensors"}
 OUTPUTS = ("can", "done")
 """What is judged: will it succeed from here, and is it done."""
 
@@ -115,40 +113,25 @@ class Judge:
 
     def save(self, path: str | Path) -> Path:
         """Write the folder; it appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), temporary / "judge.safetensors")
         linear: Any = self.net.net[0]
-        meta = {
-            "features": linear.in_features,
-            "width": linear.out_features,
-            "model": self.source,
-            "identity": identity_of(self.source),
-            "notes": dict(self.notes),
-        }
-        (temporary / "judge.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
-        replace_folder(path, temporary)
-        return path
+        meta = {"features": linear.in_features, "width": linear.out_features, "notes": dict(self.notes)}
+        return save_companion(path, self.net, **FILES, source=self.source, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
-        """Load a folder that `save` wrote.
+        """Load a folder that `save` wrote; errors as of `load_companion`."""
+        net, meta, model = load_companion(
+            path,
+            lambda told: JudgeNet(int(told["features"]), int(told["width"])),
+            **FILES,
+            what="judge that brachium train-judge",
+        )
+        return cls(net=net, model=model, source=str(meta["model"]), notes=meta["notes"])
 
-        Raises:
-            CheckpointError: Incomplete or damaged, or the pretrained model is not the one it was trained on.
-        """
-        path = Path(path)
-        try:
-            meta = json.loads((path / "judge.json").read_text())
-            net = JudgeNet(int(meta["features"]), int(meta["width"]))
-            net.load_state_dict(load_file(path / "judge.safetensors"))
-            source, identity = str(meta["model"]), str(meta["identity"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is no judge that brachium train-judge made: {error}") from error
-        if identity_of(source) != identity:
-            raise CheckpointError(f"{path} was trained on another {source}: its weights have changed since")
-        return cls(net=net.eval(), model=Pretrained.load(source), source=source, notes=meta["notes"])
+    @cached_property
+    def features(self) -> Features:
+        """Of the model; it remembers how instructions are spelt."""
+        return Features(self.model)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray], state: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -159,9 +142,8 @@ class Judge:
             state: float32 (s,), in the embodiment's units.
             texts: Instructions.
         """
-        features = Features(self.model)
-        tokens = torch.from_numpy(features.tokens(texts))[None]
-        found = features(torch.from_numpy(np.stack(images))[None], tokens, torch.from_numpy(state)[None].float())
+        tokens = torch.from_numpy(self.features.tokens(texts))[None]
+        found = self.features(torch.from_numpy(np.stack(images))[None], tokens, torch.from_numpy(state)[None].float())
         return self.net(found[0]).sigmoid().double().numpy()
 
 

@@ -7,7 +7,6 @@ is a choice among the things that are there, the table and the gripper.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
-from .checkpoint import replace_folder
-from .pretrained import Pretrained, identity_of
+from ..errors import ConfigError
+from .companion import load_companion, save_companion
+from .pretrained import Pretrained
 
+FILES = {"about": "reader.json", "weights": "reader.safetensors"}
 TABLE, GRIPPER = "table", "gripper"
 """Places beside the things themselves."""
 
@@ -172,45 +170,28 @@ class SceneReader:
 
     def save(self, path: str | Path) -> Path:
         """Write the folder; it appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), temporary / "reader.safetensors")
+        patch: Any = self.net.patch[1]
         meta = {
             "universe": vars(self.universe),
-            "vision": self.net.patch[1].in_features,  # type: ignore[union-attr]
+            "vision": patch.in_features,
             "patches": len(self.net.at),
             "body": len(self.net.body_mean),
             "width": self.net.at.shape[1],
             "depth": len(self.net.layers),
-            "model": self.source,
-            "identity": identity_of(self.source),
             "notes": dict(self.notes),
         }
-        (temporary / "reader.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
-        replace_folder(path, temporary)
-        return path
+        return save_companion(path, self.net, **FILES, source=self.source, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> SceneReader:
-        """Load a folder that `save` wrote.
+        """Load a folder that `save` wrote; errors as of `load_companion`."""
 
-        Raises:
-            CheckpointError: Incomplete or damaged, or the pretrained model is not the one it was trained on.
-        """
-        path = Path(path)
-        try:
-            meta = json.loads((path / "reader.json").read_text())
-            universe = Universe(**{key: tuple(value) for key, value in meta["universe"].items()})
-            sizes = {key: int(meta[key]) for key in ("vision", "patches", "body", "width", "depth")}
-            net = ReaderNet(universe, **sizes)
-            net.load_state_dict(load_file(path / "reader.safetensors"))
-            source, identity = str(meta["model"]), str(meta["identity"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is no scene reader that brachium train-reader made: {error}") from error
-        if identity_of(source) != identity:
-            raise CheckpointError(f"{path} was trained on another {source}: its weights have changed since")
-        return cls(net=net.eval(), universe=universe, model=Pretrained.load(source), source=source, notes=meta["notes"])
+        def build(told: dict[str, Any]) -> ReaderNet:
+            sizes = {key: int(told[key]) for key in ("vision", "patches", "body", "width", "depth")}
+            return ReaderNet(_universe(told), **sizes)
+
+        net, meta, model = load_companion(path, build, **FILES, what="scene reader that brachium train-reader")
+        return cls(net=net, universe=_universe(meta), model=model, source=str(meta["model"]), notes=meta["notes"])
 
     @torch.no_grad()
     def read(self, images: Sequence[np.ndarray], state: np.ndarray) -> Reading:
@@ -225,6 +206,10 @@ class SceneReader:
         patches = patches_of(self.model, torch.from_numpy(np.stack(images))[None])
         body = torch.from_numpy(np.asarray(state, np.float32))[None, self.model.encoder.body]
         return self.net(patches, body)
+
+
+def _universe(told: Mapping[str, Any]) -> Universe:
+    return Universe(**{key: tuple(value) for key, value in told["universe"].items()})
 
 
 @torch.no_grad()

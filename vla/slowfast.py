@@ -11,24 +11,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError
 from ..spec import EmbodimentSpec, Observation
-from .checkpoint import replace_folder, versions
+from .checkpoint import versions
+from .companion import load_companion, save_companion
 from .heads.base import Context, HeadInputs
 from .heads.flow import FlowHead
 from .judge import Features
-from .pretrained import Pretrained, identity_of
+from .pretrained import Pretrained
+
+FILES = {"about": "slowfast.json", "weights": "model.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ class SlowFast(nn.Module):
 
 def is_pair(folder: str | Path) -> bool:
     """Whether a folder holds a slow-fast pair."""
-    return (Path(folder) / "slowfast.json").exists()
+    return (Path(folder) / FILES["about"]).exists()
 
 
 def shrunk(images: UInt8[Tensor, "b n height width 3"], size: int) -> UInt8[Tensor, "b n small small 3"]:
@@ -212,49 +213,37 @@ class SlowFastModel:
 
     def save(self, path: str | Path) -> Path:
         """Write the folder; it appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), temporary / "model.safetensors")
         meta = {
             "features": len(self.net.get_buffer("slow_mean")),
             "sizes": vars(self.net.sizes),
             "embodiment": self.embodiment.to_dict(),
-            "model": self.source,
-            "identity": identity_of(self.source),
             "notes": dict(self.notes),
         }
-        (temporary / "slowfast.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
         about = {"head": "slow-fast", "parameters": sum(p.numel() for p in self.net.parameters()), **versions()}
-        (temporary / "meta.json").write_text(json.dumps({**about, **self.notes}, indent=1, default=str) + "\n")
-        replace_folder(path, temporary)
-        return path
+        more = json.dumps({**about, **self.notes}, indent=1, default=str) + "\n"
+        return save_companion(path, self.net, **FILES, source=self.source, meta=meta, more=more)
 
     @classmethod
     def load(cls, path: str | Path) -> SlowFastModel:
-        """Load a folder that `save` wrote.
+        """Load a folder that `save` wrote; errors as of `load_companion`."""
 
-        Raises:
-            CheckpointError: Incomplete or damaged, or the vision-language model is not the one it was trained on.
-        """
-        path = Path(path)
-        try:
-            meta = json.loads((path / "slowfast.json").read_text())
-            embodiment = EmbodimentSpec.from_dict(meta["embodiment"])
-            net = SlowFast(int(meta["features"]), embodiment, Sizes(**meta["sizes"]))
-            net.load_state_dict(load_file(path / "model.safetensors"))
-            source, identity = str(meta["model"]), str(meta["identity"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is no slow-fast pair that brachium train-latent made: {error}") from error
-        if identity_of(source) != identity:
-            raise CheckpointError(f"{path} was trained on another {source}: its weights have changed since")
-        model = Pretrained.load(source)
-        return cls(net=net.eval(), model=model, source=source, embodiment=embodiment, notes=meta["notes"])
+        def build(told: dict[str, Any]) -> SlowFast:
+            embodiment = EmbodimentSpec.from_dict(told["embodiment"])
+            return SlowFast(int(told["features"]), embodiment, Sizes(**told["sizes"]))
+
+        net, meta, model = load_companion(path, build, **FILES, what="slow-fast pair that brachium train-latent")
+        embodiment = EmbodimentSpec.from_dict(meta["embodiment"])
+        return cls(net=net, model=model, source=str(meta["model"]), embodiment=embodiment, notes=meta["notes"])
+
+    @cached_property
+    def features(self) -> Features:
+        """Of the model; it remembers how instructions are spelt."""
+        return Features(self.model)
 
     @torch.no_grad()
     def think(self, observations: Sequence[Observation]) -> np.ndarray:
         """What the slow system makes of observations: float32 (n, d)."""
-        features = Features(self.model)
+        features = self.features
         views = [np.stack([o.images[name] for name in self.model.cameras]) for o in observations]
         state = torch.from_numpy(np.stack([o.state for o in observations])).float()
         tokens = torch.from_numpy(features.tokens([str(o.instruction) for o in observations]))[:, None]

@@ -32,13 +32,14 @@ def run_chain(world: Any, policy: Policy, seed: int, *, length: int = 5, limit: 
     calls = world.chain(seed, length)
     policy.reset(0, seed)
     seen, done, steps = world.observe(), 0, 0
+    height = world.spec_embodiment.state.names.index("z")
     for call in calls:
         success = False
         for _ in range(limit):
             observation = replace(observed(seen, world.spec_embodiment), instruction=call.instruction)
             seen, _, lost, _, _ = world.step(policy.act([observation], [0])[0])
             steps += 1
-            success = not world.scene.unmet(call.success) and float(seen["state"][2]) > UP
+            success = not world.scene.unmet(call.success) and float(seen["state"][height]) > UP
             if success or lost:
                 break
         if not success:

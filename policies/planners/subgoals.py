@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...spec import EmbodimentSpec, Observation
+from ...spec import EmbodimentSpec
 from ...vla.generative.system import SubgoalSystem
 from ..base import Policy
 from .album import Album
+from .executing import holding
 from .generated import GeneratedPlanner
 from .pursuit import Pursuit
 from .runner import HierarchicalRunner
@@ -41,7 +40,7 @@ class SubgoalRunner(HierarchicalRunner):
         self.album = Album()
         self._generated = made
         pursuit = Pursuit(system, executor, self.album)
-        super().__init__(planner=made, policy=pursuit, hold=self._still, termination="planner")
+        super().__init__(planner=made, policy=pursuit, hold=holding(system.embodiment), termination="planner")
         self.told = json.dumps([_told(made), _told(pursuit.executor)], sort_keys=True)
 
     @classmethod
@@ -67,15 +66,6 @@ class SubgoalRunner(HierarchicalRunner):
     def cost(self) -> dict[str, float]:
         """How many subgoals were made, and what one took [ms]."""
         return self._generated.cost
-
-    def _still(self, observation: Observation) -> np.ndarray:
-        """No movement, the gripper as it is: for embodiments whose actions are deltas, or have the state's names."""
-        action, state = self.embodiment.action, self.embodiment.state
-        held = np.zeros(action.dim, np.float32)
-        for k, name in enumerate(action.names):
-            if name in state.names and (action.reference == "absolute" or name == "gripper"):
-                held[k] = observation.state[state.names.index(name)]
-        return held
 
 
 def _told(part: Any) -> dict[str, Any]:
