@@ -24,7 +24,9 @@ def make_spec(size=32):
         control_hz=10.0,
         cameras=tuple(FeatureSpec(name=name, shape=(size, size, 3), dtype="uint8") for name in CAMERAS),
         state=FeatureSpec(name="state", shape=(10,), names=tuple("xyzabcdefg")),
-        action=FeatureSpec(name="action", shape=(2,), names=("dx", "dy"), low=(-1.0, -1.0), high=(1.0, 1.0)),
+        action=FeatureSpec(
+            name="action", shape=(2,), names=("dx", "dy"), low=(-1.0, -1.0), high=(1.0, 1.0), reference="delta"
+        ),
     )
 
 
