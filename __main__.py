@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("push", "copy an episode store to S3, GCS, Azure or the Hugging Face Hub"),
     "pull": ("pull", "copy an episode store from there"),
     "pretrain": ("pretrain", "pretrain a small vision-language model on rendered scenes with questions"),
+    "train-positions": ("train_positions", "learn where things are from where a pretrained model points"),
     "train-lm": ("train_lm", "train the tiny language model of the planners"),
     "train-latent": ("train_latent", "train a slow vision-language model and a fast policy that share a latent"),
     "train-reader": ("train_reader", "train what reads scenes for planners"),

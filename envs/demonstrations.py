@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..datasets.schema import EXECUTED, StoreSchema
+from ..sim.embodiment import SimEmbodiment
 from ..spec import EmbodimentSpec
 from .tabletop import TabletopEnv
 
@@ -35,6 +36,58 @@ def demonstration_schema(embodiment: EmbodimentSpec) -> StoreSchema:
     """What a demonstration's steps hold: the embodiment's fields, and what was executed beside what was right."""
     executed = replace(embodiment.action, name=EXECUTED, low=(), high=())
     return StoreSchema(embodiment=embodiment, extras=(executed,))
+
+
+class Disturbances:
+    """What comes between an expert's actions of one episode and the arm; the arguments are `ExpertDemonstrations`'.
+
+    Args:
+        embodiment: Whose actions.
+        rng: Of the episode.
+        noise, noisy, drop, stumble: As of `ExpertDemonstrations`.
+    """
+
+    def __init__(
+        self,
+        embodiment: SimEmbodiment,
+        rng: np.random.Generator,
+        noise: float,
+        noisy: float,
+        drop: float,
+        stumble: float,
+    ) -> None:
+        self.embodiment, self.rng = embodiment, rng
+        self.scale = noise * embodiment.control.disturbance(embodiment.robot) * (rng.random() < noisy)
+        self.drop_at = int(rng.integers(4, 20)) if rng.random() < drop else -1
+        self.astray = self._astray(rng, stumble)
+
+    def executed(self, t: int, action: np.ndarray) -> np.ndarray:
+        """What is executed at step `t` instead of an action (a,): float32 (a,)."""
+        executed = action + self.rng.normal(0.0, 1.0, action.shape) * self.scale
+        if t in self.astray:
+            executed = self._stumbled(action, self.astray[t])
+        if self.drop_at <= t < self.drop_at + 2:
+            executed[-1] = 1.0
+        return executed.astype(np.float32)
+
+    def _astray(self, rng: np.random.Generator, stumble: float) -> dict[int, np.ndarray]:
+        """Time step -> disturbance, of each step at which the arm goes its own way."""
+        found: dict[int, np.ndarray] = {}
+        if rng.random() >= stumble:
+            return found
+        unit = self.embodiment.control.disturbance(self.embodiment.robot)
+        for _ in range(int(rng.integers(1, 3))):
+            begin, length = int(rng.integers(2, 30)), int(rng.integers(2, 6))
+            way = np.append(rng.uniform(-1.0, 1.0, len(unit) - 1) * unit[:-1], rng.choice([-1.0, 0.0, 1.0]))
+            found |= dict.fromkeys(range(begin, begin + length), way)
+        return found
+
+    def _stumbled(self, action: np.ndarray, way: np.ndarray) -> np.ndarray:
+        """The action with its position part replaced (delta control) or shifted (absolute) and the gripper flipped."""
+        absolute = self.embodiment.spec.action.reference == "absolute"
+        moved = np.where(way != 0.0, way + (action if absolute else 0.0), action)
+        moved[-1] = action[-1] if way[-1] == 0.0 else float(way[-1] > 0.0)
+        return moved
 
 
 class ExpertDemonstrations:
@@ -75,20 +128,13 @@ class ExpertDemonstrations:
         env, rng = self.env, np.random.default_rng([seed, 0xDE40])
         observation, _ = env.reset(seed=seed)
         embodiment = env.embodiment
-        scale = self.noise * embodiment.control.disturbance(embodiment.robot) * (rng.random() < self.noisy)
-        drop_at = int(rng.integers(4, 20)) if rng.random() < self.drop else -1
-        astray = self._astray(rng)
+        disturbed = Disturbances(embodiment, rng, self.noise, self.noisy, self.drop, self.stumble)
         steps: list[Step] = []
         success, after = False, 0
         for t in range(env.task.max_steps):
             action = env.expert_action()
             images = {name: observation[name] for name in embodiment.spec.camera_names}
-            executed = action + rng.normal(0.0, 1.0, action.shape) * scale
-            if t in astray:
-                executed = self._stumbled(action, astray[t])
-            if drop_at <= t < drop_at + 2:
-                executed[-1] = 1.0
-            executed = executed.astype(np.float32)
+            executed = disturbed.executed(t, action)
             steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
             if success and (after := after + 1) >= self.settle:
                 break
@@ -99,22 +145,3 @@ class ExpertDemonstrations:
         instruction = str(observation["instruction"])
         meta = {"seed": seed, "task": self.name}
         return [RecordedEpisode(instruction, (self.name, "expert"), meta, steps, success)]
-
-    def _astray(self, rng: np.random.Generator) -> dict[int, np.ndarray]:
-        """Time step -> disturbance, of each step at which the arm goes its own way."""
-        found: dict[int, np.ndarray] = {}
-        if rng.random() >= self.stumble:
-            return found
-        unit = self.env.embodiment.control.disturbance(self.env.embodiment.robot)
-        for _ in range(int(rng.integers(1, 3))):
-            begin, length = int(rng.integers(2, 30)), int(rng.integers(2, 6))
-            way = np.append(rng.uniform(-1.0, 1.0, len(unit) - 1) * unit[:-1], rng.choice([-1.0, 0.0, 1.0]))
-            found |= dict.fromkeys(range(begin, begin + length), way)
-        return found
-
-    def _stumbled(self, action: np.ndarray, way: np.ndarray) -> np.ndarray:
-        """The action with its position part replaced (delta control) or shifted (absolute) and the gripper flipped."""
-        absolute = self.env.embodiment.spec.action.reference == "absolute"
-        moved = np.where(way != 0.0, way + (action if absolute else 0.0), action)
-        moved[-1] = action[-1] if way[-1] == 0.0 else float(way[-1] > 0.0)
-        return moved

@@ -6,8 +6,9 @@ it learns to act; they are drawn from the same things, words and looks as the ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from ..errors import ConfigError, did_you_mean
 from ..sim.embodiment import SimEmbodiment
 from ..sim.randomize import DomainRandomization
 from ..sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS, Item, Scene
-from ..sim.simulation import Simulation
+from ..sim.simulation import DOWN, Simulation
 from ..spec import FeatureSpec
-from .demonstrations import RecordedEpisode, Step
+from .demonstrations import Disturbances, RecordedEpisode, Step
 from .language import (
     CLOSE_DRAWER,
     EVERYTHING,
@@ -39,7 +40,7 @@ from .language import (
 )
 from .longhorizon.measure import places
 from .questions import ON_TABLE, Asker, Facts, Question, cover, visible_boxes
-from .tasks.base import Episode, make_item, place_apart, sample_colors, sample_tool
+from .tasks.base import Episode, Task, grasping, make_item, place_apart, sample_colors, sample_tool
 
 MAX_ITEMS = 8
 
@@ -98,6 +99,10 @@ def pixels_feature(cameras: tuple[str, ...]) -> FeatureSpec:
 
 NAMES = 0.25
 """Share of bare names among the sentences, where questions are asked too."""
+MOTION = {"noise": 0.3, "noisy": 0.8, "drop": 0.1, "stumble": 0.5}
+"""Disturbances of an expert that is looked at; those of demonstrations."""
+PAUSE = 13
+"""Steps between two looks at it are fewer than this."""
 CELL = 4
 """Edge of a cell of the third label [px]."""
 
@@ -121,6 +126,8 @@ class SceneSampler:
         split: Which things and words: one of `language.SPLITS`, or ``all``: training words for every thing. All but
             ``train`` and ``all`` are for evaluation.
         skills: Name what is to be done as the skills of long-horizon work do, and ask what things are in and on.
+        moving: Share of tables seen while the expert of the drawn task is at work, disturbed as in demonstrations: the
+            hand in motion, things that are carried, dropped and put down. Tables without a task stand still.
     """
 
     def __init__(
@@ -135,6 +142,7 @@ class SceneSampler:
         questions: int = 0,
         split: str = "train",
         skills: bool = False,
+        moving: float = 0.0,
     ) -> None:
         if split not in (*SPLITS, EVERYTHING):
             raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, (*SPLITS, EVERYTHING))}")
@@ -143,7 +151,7 @@ class SceneSampler:
         self.tasks, self.embodiment = tuple(tasks), embodiment
         self.randomization = randomization or DomainRandomization()
         self.sentences, self.poses, self.held, self.questions, self.split = sentences, poses, held, questions, split
-        self.skills = skills
+        self.skills, self.moving = skills, moving
         self.sim = Simulation(embodiment)
         self.name = "scenes"
         self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
@@ -176,14 +184,21 @@ class SceneSampler:
         ]
 
     def sample(self, seed: int) -> list[LabelledScene]:
-        """One table in `poses` arm poses; the same seed gives the same scenes."""
+        """One table in `poses` arm poses, or moments; the same seed gives the same scenes."""
         rng = np.random.default_rng([seed, 0x5CE7E])
         task = self.tasks[int(rng.integers(len(self.tasks)))]
         drawn = task.sample(rng, "pair" if self.split == "pair" else "train")
         scene = self.randomization.apply(drawn.scene, rng)
+        way = None
+        if self.moving and hasattr(task, "expert") and rng.random() < self.moving:
+            way = self._way(cast(Task, task), drawn, scene, rng)
         scenes = []
         for pose in range(self.poses):
-            held = self._pose(scene, rng, drawn.drawer_start if _in_drawer(drawn) else None)
+            if way is None:
+                held = self._pose(scene, rng, drawn.drawer_start if _in_drawer(drawn) else None)
+            else:
+                next(way)
+                held = next((k for k, item in enumerate(scene.items) if self._carried(item)), None)
             names = tuple(item.name for item in scene.items)
             objects = np.full(objects_feature(self.embodiment.cameras).shape, np.nan, np.float32)
             objects[: len(names)] = self.sim.project(names)
@@ -250,6 +265,25 @@ class SceneSampler:
         names, found = [item.name for item in scene.items], places(self.sim)
         index = {name: k for k, name in enumerate(names)} | {"table": ON_TABLE}
         return tuple(None if k == held or n not in found else index[found[n]] for k, n in enumerate(names))
+
+    def _way(self, task: Task, drawn: Episode, scene: Scene, rng: np.random.Generator) -> Iterator[None]:
+        """The expert's way through a drawn episode, moment by moment."""
+        sim = self.sim
+        sim.load(scene, np.asarray(drawn.tool_start))
+        if drawn.drawer_start:
+            sim.data.joint("drawer").qpos[0] = drawn.drawer_start
+            sim.settle()
+        disturbed = Disturbances(self.embodiment, rng, **MOTION)
+        t = 0
+        while True:
+            for _ in range(int(rng.integers(1, PAUSE))):
+                position, gripper = task.expert(sim, drawn)
+                sim.step(disturbed.executed(t, sim.driver.encode(position, DOWN, gripper)))
+                t += 1
+            yield
+
+    def _carried(self, item: Item) -> bool:
+        return item.kind in OBJECT_KINDS and grasping(self.sim, item.name)
 
     def _pose(self, scene: Scene, rng: np.random.Generator, drawer: float | None) -> int | None:
         """Load the scene with the tool anywhere, close to an item, or holding one, whose index is returned.

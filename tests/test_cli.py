@@ -329,7 +329,19 @@ def test_a_machine_without_a_display_renders_with_egl(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("tr", {"train", "train-judge", "train-latent", "train-lm", "train-reader", "train-video", "train-visual"}),
+        (
+            "tr",
+            {
+                "train",
+                "train-judge",
+                "train-latent",
+                "train-lm",
+                "train-positions",
+                "train-reader",
+                "train-video",
+                "train-visual",
+            },
+        ),
         ("train model=", {"model=tiny", "model=large/wide"}),
         ("train model/h", {"model/head="}),
         ("train model/head=", {"model/head=flow", "model/head=token"}),

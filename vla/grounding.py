@@ -2,8 +2,9 @@
 
 A query made from a readout token is compared with every patch of the vision map (as in CLIP-style open-vocabulary
 detection, Minderer et al. 2022). The expected coordinate of the softmax (spatial softmax, Levine et al. 2016), moved by
-at most a patch by what the attended features say, is the point. From the points, the visibilities and proprioception a
-small network computes the position in the base frame.
+at most a patch by what the attended features say, is the point. From the points, the visibilities, proprioception and
+what is seen there a small network computes the position in the base frame: one camera alone does not tell a thing on
+the table from one that is higher and nearer, but it shows what the thing stands on.
 """
 
 from __future__ import annotations
@@ -43,6 +44,23 @@ class Points:
     position: Float[Tensor, "b k r 3"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Glimpse:
+    """What each readout after the first finds in the images of c cameras, for b x k texts.
+
+    Attributes:
+        logits, uv, visible: As of `Points`.
+        seen: Vision features where it points, (b, k, r, c, v).
+        role: What the words ask for, (b, k, r, d).
+    """
+
+    logits: Float[Tensor, "b k r c p"]
+    uv: Float[Tensor, "b k r c 2"]
+    visible: Float[Tensor, "b k r c"]
+    seen: Float[Tensor, "b k r c v"]
+    role: Float[Tensor, "b k r d"]
+
+
 class PointReadout(nn.Module):
     """Points from backbone features.
 
@@ -53,6 +71,7 @@ class PointReadout(nn.Module):
         state_dim: Proprioception dimension s.
         tool: Indices of the tool position x, y, z [m] in the state.
         hidden: Width of the position network.
+        appearance: Numbers that what is seen at the points is summed up in for it.
     """
 
     def __init__(
@@ -64,6 +83,7 @@ class PointReadout(nn.Module):
         state_dim: int,
         tool: tuple[int, int, int],
         hidden: int = 256,
+        appearance: int = 32,
     ) -> None:
         super().__init__()
         self.cameras, self.tool = cameras, list(tool)
@@ -72,8 +92,9 @@ class PointReadout(nn.Module):
         )
         self.key = nn.Linear(vision_width, vision_width)
         self.refine = nn.Linear(2 * vision_width, 3)
+        self.appearance = nn.Linear(cameras * vision_width + width, appearance)
         self.position = nn.Sequential(
-            nn.Linear(5 * cameras + state_dim, hidden),
+            nn.Linear(5 * cameras + state_dim + appearance, hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
@@ -92,11 +113,12 @@ class PointReadout(nn.Module):
 
     def forward(self, features: BackboneFeatures, state: Float[Tensor, "b s"]) -> Points:
         """Point at what each readout after the first stands for; `state` is in the embodiment's units."""
-        logits, uv, visible = self.look_up(features, slice(None))
-        return Points(logits=logits, uv=uv, visible=visible, position=self._locate(uv, visible, state.float()))
+        found = self.look_up(features, slice(None))
+        position = self.locate(found, state.float())
+        return Points(logits=found.logits, uv=found.uv, visible=found.visible, position=position)
 
-    def look_up(self, features: BackboneFeatures, views: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """`Points.logits`, ``uv`` and ``visible`` in images of some of the cameras, the only ones in `features`."""
+    def look_up(self, features: BackboneFeatures, views: slice) -> Glimpse:
+        """What is pointed at in images of some of the cameras, the only ones in `features`."""
         b, k = features.readout.shape[:2]
         vision = features.vision
         v = vision.shape[-1]
@@ -113,20 +135,21 @@ class PointReadout(nn.Module):
             rows, columns = features.grid
             cell = torch.tensor([1.0 / columns, 1.0 / rows], device=weights.device)
             uv = weights @ patch_centres(features.grid, weights) + fine[..., 1:].tanh() * cell
-            return logits, uv, fine[..., 0]
+            return Glimpse(logits=logits, uv=uv, visible=fine[..., 0], seen=seen, role=roles.float())
 
-    def _locate(self, uv: Tensor, visible: Tensor, state: Float[Tensor, "b s"]) -> Float[Tensor, "b k r 3"]:
+    def locate(self, found: Glimpse, state: Float[Tensor, "b s"]) -> Float[Tensor, "b k r 3"]:
         """Position in the base frame: a mixture of a guess from the work space's middle and one from the tool.
 
         What a camera on the hand sees lies at an offset proportional to the height it looks from, hence the products.
         """
-        shape = uv.shape[:3]
+        shape = found.uv.shape[:3]
         body = ((state - self.state_mean) / self.state_std)[:, None, None].expand(*shape, -1)
         tool = state[:, None, None, self.tool].expand(*shape, -1)
-        seen = visible.sigmoid()
-        offset = (uv - 0.5) * seen[..., None]
+        shown = found.visible.sigmoid()
+        offset = (found.uv - 0.5) * shown[..., None]
         scaled = offset * (tool[..., None, 2:] / METRES)
-        inputs = torch.cat([4.0 * offset.flatten(-2), scaled.flatten(-2), seen, body], dim=-1)
+        looks = self.appearance(torch.cat([(found.seen * shown[..., None]).flatten(-2), found.role], dim=-1))
+        inputs = torch.cat([4.0 * offset.flatten(-2), scaled.flatten(-2), shown, body, looks], dim=-1)
         guess = self.position(inputs)
         near = guess[..., 6:].sigmoid()
         return near * (tool + METRES * guess[..., 3:6]) + (1.0 - near) * (self.centre + METRES * guess[..., :3])

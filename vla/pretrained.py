@@ -207,9 +207,9 @@ class Pretrained:
             raise ConfigError("this model does not point")
         ids = self.tokenizer(phrase.strip(), add_special_tokens=False)["input_ids"]
         features = self.encoder.read(self._pixels(image), torch.tensor([[ids]]))
-        _, uv, visible = readout.look_up(features, slice(view, view + 1))
-        u, v = uv[0, 0, 0, 0].clamp(0.0, 1.0).tolist()
-        return Located(u=u, v=v, visible=float(visible[0, 0, 0, 0].sigmoid()))
+        found = readout.look_up(features, slice(view, view + 1))
+        u, v = found.uv[0, 0, 0, 0].clamp(0.0, 1.0).tolist()
+        return Located(u=u, v=v, visible=float(found.visible[0, 0, 0, 0].sigmoid()))
 
     def _pixels(self, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         views = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)

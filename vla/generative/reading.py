@@ -110,9 +110,9 @@ class Reader(nn.Module):
         features = self.encoder.read(images, tokens.to(images.device))
         readout = self.encoder.point_readout
         assert readout is not None
-        _, uv, visible = readout.look_up(features, slice(None))
-        words, seen = features.readout[:, :, 0].float(), visible.sigmoid()
-        return [Reading(words=words[:, k], uv=uv[:, k], visible=seen[:, k]) for k in range(len(texts))]
+        found = readout.look_up(features, slice(None))
+        words, seen = features.readout[:, :, 0].float(), found.visible.sigmoid()
+        return [Reading(words=words[:, k], uv=found.uv[:, k], visible=seen[:, k]) for k in range(len(texts))]
 
 
 def other_texts(data: FrameData) -> list[str]:
