@@ -66,6 +66,12 @@ def model_card(notes: Mapping[str, Any], name: str = "brachium nano") -> str:
         for key in ("color", "kind")
         if key in probe
     )
+    located: Mapping[str, Any] = notes.get("positions", {})
+    places = ", ".join(
+        f"{key.split('/')[1]} {value:.1f} mm ({located['metrics'][key + '_p90']:.0f})"
+        for key, value in located.get("metrics", {}).items()
+        if key.endswith("/position_mm")
+    )
     options = notes["optimization"]
     remark = f"\n  {notes['remark']}" if notes.get("remark") else ""
     return f"""---
@@ -101,5 +107,6 @@ Answers are right when every token is. Without a picture, what is right is what 
 {chr(10).join(points)}
 
 Images are 96 pixels wide; things count from 8 visible pixels.
+{f"Positions in the base frame while an arm works, median error (90th percentile): {places}." if places else ""}
 {f"A linear probe of single patches of the frozen vision tower: {probed}." if probed else ""}
 """

@@ -191,7 +191,7 @@ def train_positions(
         new = {key.split("/")[-1]: v for key, v in metrics.items() if key.split("/")[-2:-1] == [store.path.name]}
         told = ", ".join(f"{key} {old[key]:.1f} -> {new[key]:.1f}" for key in old if key in new)
         log(f"held-out scenes of {store.path}: {told}")
-    notes = {**model.notes, "positions": {"metrics": metrics, "of": str(vlm), "scenes": len(train)}}
+    notes = {**model.notes, "positions": {"metrics": metrics, "of": identity_of(vlm), "scenes": len(train)}}
     path = replace(model, notes=notes).save(folder / "model")
     Pretrained.load(path)  # what cannot be loaded is no result
     (folder / "scores.json").write_text(json.dumps(metrics, indent=1) + "\n")

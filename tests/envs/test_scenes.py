@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from brachium.envs.scenes import MAX_ITEMS, SceneSampler, objects_feature
+from brachium.envs.longhorizon.skills import SkillTask
+from brachium.envs.scenes import MAX_ITEMS, Clutter, SceneSampler, objects_feature
 from brachium.envs.tasks.drawer import Drawer
 from brachium.envs.tasks.place import Place
 from brachium.envs.tasks.push import Push
@@ -82,3 +83,48 @@ def test_scenes_are_recorded_as_single_steps_without_verdict(sampler):
         (step,) = episode.steps
         assert not step.action.any()
         assert step.extras["objects"].dtype == np.float32
+
+
+MOVING = {"poses": 4, "moving": 1.0, "skills": True, "split": "all"}
+
+
+@pytest.fixture(scope="module")
+def moving(make_arm):
+    tasks = (SkillTask(skill="store"), SkillTask(skill="stack"), Place())
+    return SceneSampler(tasks=tasks, embodiment=make_arm("arm6_ee"), **MOVING)
+
+
+def test_scenes_in_motion_show_an_expert_at_work(moving):
+    """Things are carried through the air, the hand tilts, and the table changes."""
+    names = moving.embodiment.spec.state.names
+    carried, tilt, changed = 0, 0.0, 0
+    for seed in range(10):
+        scenes = moving.sample(seed)
+        for scene in scenes:
+            tilt = max(tilt, abs(float(scene.state[names.index("rot6d_2")])))
+            if "gripper" in scene.holders:
+                carried += 1
+                thing = scene.objects[scene.holders.index("gripper"), :3]
+                tool = scene.state[[names.index(axis) for axis in "xyz"]]
+                assert np.linalg.norm(thing - tool) < 0.04, "what is carried is at the tool"
+        first, last = scenes[0].objects[:, :3], scenes[-1].objects[:, :3]
+        changed += bool(np.nanmax(np.abs(first - last)) > 0.02)
+    assert carried >= 5
+    assert tilt > 0.01, "a hand in motion does not point straight down"
+    assert changed >= 5
+
+
+def test_scenes_in_motion_come_from_their_seed_alone(moving):
+    fresh = SceneSampler(tasks=moving.tasks, embodiment=moving.embodiment, **MOVING)
+    for a, b in zip(moving.sample(3), fresh.sample(3)):
+        np.testing.assert_array_equal(a.state, b.state)
+        np.testing.assert_array_equal(a.images["front"], b.images["front"])
+
+
+def test_tables_without_a_task_stand_still(make_arm):
+    """Clutter has no expert: the same scenes whether things may move or not."""
+    still, may = (
+        SceneSampler(tasks=(Clutter(),), embodiment=make_arm("arm6_ee"), poses=2, moving=share) for share in (0.0, 1.0)
+    )
+    for a, b in zip(still.sample(4), may.sample(4)):
+        np.testing.assert_array_equal(a.objects, b.objects)
