@@ -62,7 +62,7 @@ def train_judge(
     store = EpisodeStore.open(folder / "executed")
     model = Pretrained.load(vlm)
     examples = examples_of(store, model, seed=optimization.seed)
-    judge = fit_judge(examples, model, vlm, optimization=optimization, width=width, folder=folder)
+    judge = fit_judge(examples, model, optimization=optimization, width=width, folder=folder)
     show(judge, folder)
     path = judge.save(folder / "judge")
     Judge.load(path)  # what cannot be loaded is no result

@@ -78,7 +78,7 @@ def test_a_judge_is_trained_on_executions(store, tmp_path):
     assert bool(can[(done > 0).numpy()].isnan().all())  # of what is done nobody asks whether it can be
     assert done.sum() > 0
     options = Optimization(steps=40, batch_size=32, lr=3e-3, warmup=2, log_every=1000, save_every=1000)
-    judge = fit_judge(examples, nano, "nano", optimization=options, width=16, folder=tmp_path)
+    judge = fit_judge(examples, nano, optimization=options, width=16, folder=tmp_path)
     show(judge, tmp_path)
     assert (tmp_path / "reliability.png").stat().st_size > 5000
     loaded = Judge.load(judge.save(tmp_path / "judge"))

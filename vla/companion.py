@@ -1,4 +1,4 @@
-"""Small nets on a frozen pretrained model, in folders of their own that name the model and refuse another."""
+"""Small nets on a frozen pretrained model, in folders of their own that bring the model along."""
 
 from __future__ import annotations
 
@@ -16,17 +16,27 @@ from ..errors import CheckpointError
 from .checkpoint import replace_folder
 from .pretrained import Pretrained, identity_of
 
+MODEL = "model"
+"""Folder of the pretrained model in a companion's."""
+
 
 def save_companion(
-    path: str | Path, net: nn.Module, *, about: str, weights: str, source: str, meta: Mapping[str, Any], more: str = ""
+    path: str | Path,
+    net: nn.Module,
+    model: Pretrained,
+    *,
+    about: str,
+    weights: str,
+    meta: Mapping[str, Any],
+    more: str = "",
 ) -> Path:
     """Write the folder; it appears whole or not at all.
 
     Args:
         path: Folder.
         net: Whose weights are written.
+        model: The pretrained model; it is written too, so that the folder can go anywhere.
         about, weights: Names of the files of `meta` and of the weights.
-        source: Name or folder of the pretrained model; its identity is noted.
         meta: What the net is built from, and notes.
         more: Text of a further ``meta.json``; empty for none.
     """
@@ -35,7 +45,7 @@ def save_companion(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(net.state_dict(), temporary / weights)
-    told = {**meta, "model": source, "identity": identity_of(source)}
+    told = {**meta, "identity": identity_of(model.save(temporary / MODEL))}
     (temporary / about).write_text(json.dumps(told, indent=1, default=str) + "\n")
     if more:
         (temporary / "meta.json").write_text(more)
@@ -55,18 +65,18 @@ def load_companion[Net: nn.Module](
         what: What it should be, and which verb makes it, for messages.
 
     Raises:
-        CheckpointError: Incomplete or damaged, or the pretrained model is not the one it was trained on.
-        NotFoundError: The pretrained model is no longer where it was.
+        CheckpointError: Incomplete or damaged, or the pretrained model in it is not the one it was trained on.
     """
     path = Path(path)
     try:
         meta = json.loads((path / about).read_text())
         net = build(meta)
         net.load_state_dict(load_file(path / weights))
-        source, identity = str(meta["model"]), str(meta["identity"])
+        identity = str(meta["identity"])
         meta["notes"] = dict(meta["notes"])
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no {what} made: {error}") from error
-    if identity_of(source) != identity:
-        raise CheckpointError(f"{path} was trained on another {source}: its weights have changed since")
-    return net.eval(), meta, Pretrained.load(source)
+    model = Pretrained.load(path / MODEL)
+    if identity_of(path / MODEL) != identity:
+        raise CheckpointError(f"{path}: its pretrained model is another than it was trained on")
+    return net.eval(), meta, model

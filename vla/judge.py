@@ -102,20 +102,18 @@ class Judge:
     Attributes:
         net: Of the features.
         model: The pretrained model whose features they are.
-        source: Name or folder of that model.
         notes: Data and scores.
     """
 
     net: JudgeNet
     model: Pretrained
-    source: str
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write the folder; it appears whole or not at all."""
         linear: Any = self.net.net[0]
         meta = {"features": linear.in_features, "width": linear.out_features, "notes": dict(self.notes)}
-        return save_companion(path, self.net, **FILES, source=self.source, meta=meta)
+        return save_companion(path, self.net, self.model, **FILES, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
@@ -126,7 +124,7 @@ class Judge:
             **FILES,
             what="judge that brachium train-judge",
         )
-        return cls(net=net, model=model, source=str(meta["model"]), notes=meta["notes"])
+        return cls(net=net, model=model, notes=meta["notes"])
 
     @cached_property
     def features(self) -> Features:

@@ -84,9 +84,7 @@ def examples_of(store: EpisodeStore, model: Pretrained, *, seed: int = 0) -> Exa
     return Examples(features=torch.cat(found), labels=torch.tensor(labels), part=np.array(parts), task=np.array(tasks))
 
 
-def fit_judge(
-    examples: Examples, model: Pretrained, source: str, *, optimization: Optimization, width: int, folder: Path
-) -> Judge:
+def fit_judge(examples: Examples, model: Pretrained, *, optimization: Optimization, width: int, folder: Path) -> Judge:
     """Train, calibrate and score a judge; training goes on where it was interrupted."""
     features, labels = examples.rows(0)
     with torch.random.fork_rng():
@@ -123,7 +121,7 @@ def fit_judge(
         scale, shift = calibrate(net(held), known)
         net.scale, net.shift = scale, shift
     scores = score(net, examples)
-    return Judge(net=net, model=model, source=source, notes={"scores": scores, "optimization": vars(optimization)})
+    return Judge(net=net, model=model, notes={"scores": scores, "optimization": vars(optimization)})
 
 
 @torch.no_grad()

@@ -158,14 +158,12 @@ class SceneReader:
         net: The reader.
         universe: The things.
         model: Pretrained model, frozen.
-        source: Its name or folder.
         notes: Data and scores.
     """
 
     net: ReaderNet
     universe: Universe
     model: Pretrained
-    source: str
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
@@ -180,7 +178,7 @@ class SceneReader:
             "depth": len(self.net.layers),
             "notes": dict(self.notes),
         }
-        return save_companion(path, self.net, **FILES, source=self.source, meta=meta)
+        return save_companion(path, self.net, self.model, **FILES, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> SceneReader:
@@ -191,7 +189,7 @@ class SceneReader:
             return ReaderNet(_universe(told), **sizes)
 
         net, meta, model = load_companion(path, build, **FILES, what="scene reader that brachium train-reader")
-        return cls(net=net, universe=_universe(meta), model=model, source=str(meta["model"]), notes=meta["notes"])
+        return cls(net=net, universe=_universe(meta), model=model, notes=meta["notes"])
 
     @torch.no_grad()
     def read(self, images: Sequence[np.ndarray], state: np.ndarray) -> Reading:

@@ -181,7 +181,7 @@ def train_reader(
     scores = score(net.eval(), scenes, torch.arange(count - heldout, count))
     log("held-out scenes, share right: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items()))
     notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": vars(optimization)}
-    reader = SceneReader(net=net, universe=universe, model=model, source=vlm, notes=notes)
+    reader = SceneReader(net=net, universe=universe, model=model, notes=notes)
     path = reader.save(folder / "reader")
     SceneReader.load(path)  # what cannot be loaded is no result
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")

@@ -200,14 +200,12 @@ class SlowFastModel:
     Attributes:
         net: Both systems.
         model: Whose features the slow system reads.
-        source: Name or folder of that model.
         embodiment: Who acts.
         notes: Data, training, scores.
     """
 
     net: SlowFast
     model: Pretrained
-    source: str
     embodiment: EmbodimentSpec
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -221,7 +219,7 @@ class SlowFastModel:
         }
         about = {"head": "slow-fast", "parameters": sum(p.numel() for p in self.net.parameters()), **versions()}
         more = json.dumps({**about, **self.notes}, indent=1, default=str) + "\n"
-        return save_companion(path, self.net, **FILES, source=self.source, meta=meta, more=more)
+        return save_companion(path, self.net, self.model, **FILES, meta=meta, more=more)
 
     @classmethod
     def load(cls, path: str | Path) -> SlowFastModel:
@@ -233,7 +231,7 @@ class SlowFastModel:
 
         net, meta, model = load_companion(path, build, **FILES, what="slow-fast pair that brachium train-latent")
         embodiment = EmbodimentSpec.from_dict(meta["embodiment"])
-        return cls(net=net, model=model, source=str(meta["model"]), embodiment=embodiment, notes=meta["notes"])
+        return cls(net=net, model=model, embodiment=embodiment, notes=meta["notes"])
 
     @cached_property
     def features(self) -> Features:

@@ -158,7 +158,7 @@ def train_latent(
         "seed": optimization.seed,
         "optimization": vars(optimization),
     }
-    pair = SlowFastModel(net=net.eval(), model=model, source=vlm, embodiment=spec, notes=notes)
+    pair = SlowFastModel(net=net.eval(), model=model, embodiment=spec, notes=notes)
     path = pair.save(folder / "pair")
     SlowFastModel.load(path)  # what cannot be loaded is no result
     (folder / "notes.json").write_text(json.dumps(notes, indent=1, default=str) + "\n")

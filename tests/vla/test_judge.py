@@ -61,7 +61,7 @@ def trained(tmp_path, nano):
         features=features, labels=labels, part=np.repeat([0, 1, 2], [5000, 500, 500]), task=np.array(["a"] * 6000)
     )
     options = Optimization(steps=250, batch_size=128, lr=3e-3, warmup=5, log_every=1000, save_every=1000)
-    return fit_judge(examples, nano, "nano", optimization=options, width=32, folder=tmp_path / "run")
+    return fit_judge(examples, nano, optimization=options, width=32, folder=tmp_path / "run")
 
 
 def test_it_learns_and_says_the_same_after_it_is_loaded(tmp_path, trained):
@@ -85,7 +85,7 @@ def test_bad_input(tmp_path, trained):
         Judge.load(tmp_path)
     text = (path / "judge.json").read_text()
     (path / "judge.json").write_text(text.replace('"identity": "', '"identity": "0'))
-    with pytest.raises(CheckpointError, match="changed since"):
+    with pytest.raises(CheckpointError, match="another than it was trained on"):
         Judge.load(path)
     (path / "judge.json").write_text(text)
     whole = (path / "judge.safetensors").read_bytes()

@@ -22,7 +22,7 @@ def pair(make_arm):
     ).shape[-1]
     torch.manual_seed(0)
     net = SlowFast(width, spec, Sizes(latent=8, width=32, image=24, horizon=2)).eval()
-    return SlowFastModel(net=net, model=nano, source="nano", embodiment=spec)
+    return SlowFastModel(net=net, model=nano, embodiment=spec)
 
 
 def executor(policy):
