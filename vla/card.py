@@ -72,6 +72,9 @@ def model_card(notes: Mapping[str, Any], name: str = "brachium nano") -> str:
         for key, value in located.get("metrics", {}).items()
         if key.endswith("/position_mm")
     )
+    taught = (
+        f"- Positions: `brachium train-positions` on {located['scenes']} scenes of an arm at work.\n" if located else ""
+    )
     options = notes["optimization"]
     remark = f"\n  {notes['remark']}" if notes.get("remark") else ""
     return f"""---
@@ -96,7 +99,7 @@ Not for: photographs, other cameras, other words. It has seen nothing else, and 
 - Colour-shape pairs that no text names: see `HELD_OUT_PAIRS`. They stand on the tables as distractors.
 - {options["steps"]} steps of {options["batch_size"]} scenes in {notes["seconds"] / 60:.0f} minutes on
   {notes.get("machine", "a CPU")}, seed {options["seed"]}. Stage without labels: {"yes" if notes["seeing"] else "no"}.
-- Recipe {notes["recipe"]}; `brachium pretrain` with the options of its `brachium.json` makes it again.{remark}
+{taught}- Recipe {notes["recipe"]}; `brachium pretrain` with the options of its `brachium.json` makes it again.{remark}
 
 ## Scores
 
