@@ -18,7 +18,7 @@ from ..errors import ConfigError, StoreError
 from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
-from .pretrained import Pretrained
+from .pretrained import Pretrained, identity_of
 from .scene_reader import GRIPPER, TABLE, ReaderNet, SceneReader, Universe, patches_of, reading_loss
 
 AT_ONCE = 32
@@ -120,6 +120,7 @@ def train_reader(
     stores: Sequence[str],
     optimization: Optimization,
     vlm: str = "nano",
+    init: str | None = None,
     heldout: int = 600,
     width: int = 96,
     depth: int = 3,
@@ -134,6 +135,7 @@ def train_reader(
         stores: Stores of labelled scenes (``brachium record env=scenes_skills``).
         optimization: How to train; a batch is of scenes.
         vlm: Pretrained model, ``nano`` or a folder.
+        init: Reader to go on from, of the same vision; its things and sizes stay.
         heldout: Scenes at the end kept for the scores.
         width, depth: Of the reader's layers.
         out: Folder.
@@ -141,7 +143,8 @@ def train_reader(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     opened, model = [EpisodeStore.open(path) for path in stores], Pretrained.load(vlm)
-    universe = universe_of(opened)
+    begun = None if init is None else _begun(init, vlm, universe_of(opened))
+    universe = universe_of(opened) if begun is None else begun.universe
     scenes = scenes_of(opened, model, universe)
     count = len(scenes.body)
     if not 1 <= heldout < count:
@@ -157,6 +160,8 @@ def train_reader(
             depth=depth,
         )
     net.body_mean, net.body_std = scenes.body.mean(0), scenes.body.std(0).clamp(min=LEAST_SPREAD)
+    if begun is not None:
+        net = begun.net.train().requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng([optimization.seed, step])
@@ -174,7 +179,12 @@ def train_reader(
         options=optimization,
         folder=folder,
         resume=True,
-        identity={"data": [s.fingerprint for s in opened], "vlm": vlm, "sizes": [width, depth, heldout]},
+        identity={
+            "data": [s.fingerprint for s in opened],
+            "vlm": identity_of(vlm),
+            "sizes": [width, depth, heldout],
+            "init": None if begun is None else begun.net.own.double().sum().item(),
+        },
     )
     loop.run()
     loop.use_average()
@@ -187,3 +197,19 @@ def train_reader(
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     log(f"{path}: saved and loaded again")
     return 0
+
+
+def _begun(init: str, vlm: str, named: Universe) -> SceneReader:
+    """The reader to go on from.
+
+    Raises:
+        ConfigError: The scenes name things that it does not know, or it reads another vision.
+    """
+    begun = SceneReader.load(init)
+    unknown = sorted(set(named.names) - set(begun.universe.names))
+    if unknown:
+        raise ConfigError(f"init={init} does not know {', '.join(unknown)}: leave init out")
+    ours, theirs = (model.encoder.backbone.state_dict() for model in (Pretrained.load(vlm), begun.model))
+    if not all(torch.equal(ours[name], theirs[name]) for name in ours if "vision" in name):
+        raise ConfigError(f"init={init} reads the vision of another model than vlm={vlm}: leave init out")
+    return begun

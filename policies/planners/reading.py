@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ...errors import ConfigError
 from ...spec import Observation
 from ...symbols import Scene, Thing
 from ...vla.scene_reader import Reading, SceneReader
@@ -26,10 +30,19 @@ SURE = 2.0
 
 @dataclass
 class _Lane:
+    """What is remembered.
+
+    Attributes:
+        beliefs: So far.
+        recent: The last looks: how likely the drawer is open, and log-odds of places, (n, n + 2).
+        looks: How many there were.
+        present: Sum of the log-odds of everything that could be there.
+    """
+
     beliefs: Beliefs
+    recent: deque[tuple[float, Tensor]]
     looks: int = 0
     present: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """Sum of the log-odds of everything that could be there."""
 
 
 class ReadScenes:
@@ -37,14 +50,19 @@ class ReadScenes:
 
     What is there is said at the first look, and corrected when several looks together are sure of something else;
     things do not come and go. What the instruction names is taken to be there rather than not; of two things on a zone,
-    which holds one, the surer one is there. What was last seen in the drawer is in it while it is closed.
+    which holds one, the surer one is there. Where things are is what the last looks say on average: a hand on its way
+    makes one look err, seldom the next. What was last seen in the drawer is in it while it is closed.
 
     Args:
         reader: `SceneReader`, or its folder.
         kinds: Of the world.
+        memory: Looks that are averaged.
     """
 
-    def __init__(self, *, reader: SceneReader | str, kinds: Kinds) -> None:
+    def __init__(self, *, reader: SceneReader | str, kinds: Kinds, memory: int = 3) -> None:
+        if memory < 1:
+            raise ConfigError(f"expected a memory of at least one look, got {memory}")
+        self.memory = memory
         self.reader = SceneReader.load(reader) if isinstance(reader, str) else reader
         self.kinds = kinds
         known = {name: k for k, name in enumerate(self.reader.universe.names)}
@@ -63,8 +81,9 @@ class ReadScenes:
         present = reading.present[0].double().numpy() + NAMED * self._named(str(observation.instruction))
         state = self._seen(lane, present, reading)
         beliefs = state.beliefs
-        places = self._places(reading, beliefs.things)
-        is_open = float(reading.open[0].sigmoid()) if beliefs.has_drawer else 0.0
+        state.recent.append((float(reading.open[0].sigmoid()), reading.place[0]))
+        places = self._places([place for _, place in state.recent], beliefs.things)
+        is_open = float(np.mean([opened for opened, _ in state.recent])) if beliefs.has_drawer else 0.0
         return beliefs.look(places, is_open, source="vision", stamp=float(observation.timestamp))
 
     def _named(self, instruction: str) -> np.ndarray:
@@ -74,7 +93,7 @@ class ReadScenes:
 
     def _single(self, things: tuple[Thing, ...], present: np.ndarray, reading: Reading) -> tuple[Thing, ...]:
         """Without what is said to be on a zone where something surer is."""
-        places, number = self._places(reading, things), {thing.name: k for thing, k in self._things}
+        places, number = self._places([reading.place[0]], things), {thing.name: k for thing, k in self._things}
         zones = {thing.name for thing in things if thing.kind == ZONE}
         best: dict[str, str] = {}
         for name, (place, _) in places.items():
@@ -86,7 +105,8 @@ class ReadScenes:
         """What is there, as far as the looks so far tell."""
         if lane not in self._lanes:
             things = self._single(tuple(t for t, k in self._things if present[k] > 0.0), present, reading)
-            self._lanes[lane] = _Lane(Beliefs(kinds=self.kinds, things=(*things, *self._always)), 1, present)
+            beliefs = Beliefs(kinds=self.kinds, things=(*things, *self._always))
+            self._lanes[lane] = _Lane(beliefs, deque(maxlen=self.memory), 1, present)
             return self._lanes[lane]
         state = self._lanes[lane]
         state.present, state.looks = state.present + present, state.looks + 1
@@ -102,15 +122,17 @@ class ReadScenes:
             beliefs.things = (*kept, *self._always)
         return state
 
-    def _places(self, reading: Reading, things: tuple[Thing, ...]) -> dict[str, tuple[str, float]]:
+    def _places(self, looks: Sequence[Tensor], things: tuple[Thing, ...]) -> dict[str, tuple[str, float]]:
+        """The likeliest place of each thing that can be moved, and its probability, by some looks together."""
         names = self.reader.universe.names
         there = {thing.name for thing in things}
         allowed = torch.tensor([name in there for name in names] + [True, True])
-        logits = reading.place[0].masked_fill(~allowed, -torch.inf).double().softmax(1).numpy()
+        each = [look.masked_fill(~allowed, -torch.inf).double().softmax(1) for look in looks]
+        shares = torch.stack(each).mean(0).numpy()
         labels = (*names, TABLE, GRIPPER)
         found = {}
         for thing, k in self._things:
             if thing.kind in self.kinds.movable and thing.name in there:
-                best = int(np.argmax(logits[k]))
-                found[thing.name] = (labels[best], float(logits[k, best]))
+                best = int(np.argmax(shares[k]))
+                found[thing.name] = (labels[best], float(shares[k, best]))
         return found

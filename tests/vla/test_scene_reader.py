@@ -1,15 +1,22 @@
 """The scene reader: which places it may say, its loss in closed form, that it learns, and what comes from a folder."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from brachium.datasets.store import EpisodeStore
+from brachium.datasets.writer import EpisodeWriter
+from brachium.envs.longhorizon.skills import SkillTask
+from brachium.envs.record import write_episode
+from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
+from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
 from brachium.vla.scene_reader import ReaderNet, Reading, SceneReader, Universe, patches_of, reading_loss
-from brachium.vla.scene_reader_train import Scenes, score
+from brachium.vla.scene_reader_train import Scenes, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
 UNIVERSE = Universe(names=NAMES)
@@ -119,3 +126,38 @@ def test_bad_input(tmp_path, reader):
     (path / "reader.json").write_text(text.replace('"width": 16', '"width": 20'))
     with pytest.raises(CheckpointError, match="no scene reader"):
         SceneReader.load(path)
+
+
+@pytest.fixture(scope="module")
+def recorded(make_arm, tmp_path_factory):
+    """Stores of a few labelled scenes: with cubes and bowls, and with a drawer too."""
+    paths = []
+    for name, skill, family in (("bowls", "place_in", "gather"), ("drawers", "store", "store")):
+        task = SkillTask(skill=skill, kinds=("cube",), families=(family,))
+        sampler = SceneSampler(tasks=(task,), embodiment=make_arm("arm6_ee"), poses=2, skills=True, split="all")
+        paths.append(tmp_path_factory.mktemp("reader") / name)
+        store = EpisodeStore.create(paths[-1], sampler.schema)
+        with EpisodeWriter(store, fsync=False) as writer:
+            for seed in range(25):
+                for episode in sampler.record(seed):
+                    write_episode(writer, episode)
+    return [str(path) for path in paths]
+
+
+def test_the_verb_trains_and_goes_on_from_a_reader(recorded, tmp_path):
+    def train(stores, out, steps, **more):
+        options = Optimization(steps=steps, batch_size=16, lr=1e-3, warmup=1, ema=0.0, precision="float32")
+        sizes = {"width": 16, "depth": 1, "heldout": 10}
+        assert train_reader(stores=stores, optimization=options, out=str(tmp_path / out), **sizes, **more) == 0
+        return SceneReader.load(tmp_path / out / "reader")
+
+    first = train(recorded, "first", 30)
+    assert json.loads((tmp_path / "first" / "scores.json").read_text())["thing"] > 0.6
+    again = train(recorded[:1], "again", 1, init=str(tmp_path / "first" / "reader"))
+    assert again.universe == first.universe, "what it knew it knows"
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(first.net.parameters(), again.net.parameters()))
+    assert 0.0 < moved < 3e-3, "one step away from where it began"
+    bowls = train(recorded[:1], "bowls", 1)
+    assert "drawer" not in bowls.universe.names
+    with pytest.raises(ConfigError, match="does not know drawer"):
+        train(recorded, "wrong", 1, init=str(tmp_path / "bowls" / "reader"))

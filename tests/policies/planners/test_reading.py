@@ -116,3 +116,16 @@ def test_a_camera_is_missing(told):
     eyes = ReadScenes(reader=told, kinds=KINDS)
     with pytest.raises(ConfigError, match="lacks"):
         eyes.estimate(Observation(state=np.zeros(3, np.float32)), 0)
+
+
+def test_one_look_that_errs_is_outvoted_and_a_change_is_seen_in_two(told):
+    told.present = {"red cube": 5.0, "red bowl": 5.0}
+    eyes, within = ReadScenes(reader=told, kinds=KINDS), Literal("in", ("red cube", "red bowl"))
+    seen = []
+    for there in (True, True, False, True, False, False):
+        told.place = {"red cube": NAMES.index("red bowl") if there else TABLE}
+        seen.append(within in look(eyes).facts)
+    assert seen == [True, True, True, True, False, False]
+    assert within not in look(ReadScenes(reader=told, kinds=KINDS, memory=1)).facts
+    with pytest.raises(ConfigError, match="memory"):
+        ReadScenes(reader=told, kinds=KINDS, memory=0)
