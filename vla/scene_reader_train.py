@@ -55,6 +55,7 @@ def scenes_of(stores: Sequence[EpisodeStore], model: Pretrained, universe: Unive
         StoreError: Scenes that do not say what holds what (``brachium record env=scenes_skills`` makes some that do).
     """
     number = {name: k for k, name in enumerate(universe.names)}
+    may = universe.may_hold()
     more = {TABLE: len(number), GRIPPER: len(number) + 1}
     patches, bodies, present, place, opened = [], [], [], [], []
     for store in stores:
@@ -78,8 +79,10 @@ def scenes_of(stores: Sequence[EpisodeStore], model: Pretrained, universe: Unive
             there, held = np.zeros(len(number), bool), np.full(len(number), -1, np.int64)
             for name, holder in zip(names, holders):
                 there[number[name]] = True
-                if holder is not None:
-                    held[number[name]] = more[holder] if holder in more else number[holder]
+                if holder in more:
+                    held[number[name]] = more[holder]
+                elif holder is not None and may[number[name], number[holder]]:  # else it leans on what holds nothing
+                    held[number[name]] = number[holder]
             drawer = episode.meta.get("drawer")
             sure = drawer is not None and not HALF[0] < drawer < HALF[1]
             present.append(there)
