@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .backbones.base import BackboneFeatures, Prefix
 from .backbones.resize import Images
-from .grounding import METRES, ROLES, PointReadout, Points
+from .grounding import METRES, ROLES, PointReadout, Points, patches_around
 from .recipe import Recipe, instantiate
 
 
@@ -28,11 +28,13 @@ class Encoding:
         words: Summary of the instruction, (b, d). Empty without points.
         points: For each role uv a camera, visibility a camera, position [m]; (b, r * (3 n + 3)). Empty without points.
         prefix: What the backbone has read, or None when points stand for it.
+        around: What the cameras see at and around each point, as `patches_around`, in one row; None without.
     """
 
     words: Float[Tensor, "b d"]
     points: Float[Tensor, "b q"]
     prefix: Prefix | None = None
+    around: Float[Tensor, "b a"] | None = None
 
     def rows(self, index: Tensor) -> Encoding:
         """The encodings of some frames."""
@@ -40,6 +42,7 @@ class Encoding:
             words=self.words[index],
             points=self.points[index],
             prefix=None if self.prefix is None else self.prefix.rows(index),
+            around=None if self.around is None else self.around[index],
         )
 
     def detach(self) -> Encoding:
@@ -48,6 +51,7 @@ class Encoding:
             words=self.words.detach(),
             points=self.points.detach(),
             prefix=None if self.prefix is None else self.prefix.detach(),
+            around=None if self.around is None else self.around.detach(),
         )
 
 
@@ -61,6 +65,7 @@ class Encoder(nn.Module):
         cameras: Number of cameras.
         vocab_size: Size of the vocabulary whose words the summary must be able to name.
         pad_id: Padding token.
+        surround: Whether encodings hold what is seen around the points.
     """
 
     def __init__(
@@ -71,9 +76,10 @@ class Encoder(nn.Module):
         cameras: int,
         vocab_size: int,
         pad_id: int,
+        surround: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.pad_id = backbone, pad_id
+        self.backbone, self.pad_id, self.surround = backbone, pad_id, surround
         self.body = list(body or ())
         self.point_readout = (
             PointReadout(
@@ -153,7 +159,11 @@ class Encoder(nn.Module):
         words = features.readout[:, 0, 0].float()
         found = self.point_readout(features, state[:, self.body])
         parts = [found.uv[:, 0].flatten(-2), found.visible[:, 0].sigmoid(), found.position[:, 0] / METRES]
-        return Encoding(words=words, points=torch.cat(parts, dim=-1).flatten(1))
+        around = None
+        if self.surround:
+            around = patches_around(features.vision, features.grid, found.uv[:, 0])
+            around = (around * found.visible[:, 0].sigmoid()[..., None, None]).flatten(1)
+        return Encoding(words=words, points=torch.cat(parts, dim=-1).flatten(1), around=around)
 
 
 def build_encoder(
@@ -162,7 +172,14 @@ def build_encoder(
     """The encoder that a recipe describes; its backbone is fresh, or pretrained where it names a path."""
     own: dict[str, Any] = {"readouts": 1 + len(ROLES)} if body is not None else {}
     backbone = instantiate(recipe.backbone, vocab_size=vocab_size, **own)
-    return Encoder(backbone=backbone, body=body, cameras=cameras, vocab_size=vocab_size, pad_id=pad_id)
+    return Encoder(
+        backbone=backbone,
+        body=body,
+        cameras=cameras,
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        surround=recipe.surround > 0 and body is not None,
+    )
 
 
 def word_loss(logits: Float[Tensor, "b k w"], tokens: Int[Tensor, "b k l"], pad_id: int) -> Float[Tensor, ""]:

@@ -163,6 +163,20 @@ def patch_centres(grid: tuple[int, int], like: Tensor) -> Float[Tensor, "p 2"]:
     return torch.stack([u.repeat(rows), v.repeat_interleave(columns)], dim=1)
 
 
+def patches_around(
+    vision: Float[Tensor, "b n p v"], grid: tuple[int, int], uv: Float[Tensor, "b r n 2"]
+) -> Float[Tensor, "b r n 9 v"]:
+    """Vision features at points and one patch away from them, row by row, interpolated; zero outside the images."""
+    b, n, _, v = vision.shape
+    rows, columns = grid
+    maps = vision.float().transpose(2, 3).reshape(b * n, v, rows, columns)
+    steps = torch.arange(-1, 2, device=uv.device)
+    beside = torch.stack([steps.repeat(3) / columns, steps.repeat_interleave(3) / rows], dim=1)
+    places = (uv.float()[..., None, :] + beside).transpose(1, 2).reshape(b * n, -1, 1, 2)
+    found = F.grid_sample(maps, 2.0 * places - 1.0, align_corners=False)
+    return found.reshape(b, n, v, uv.shape[1], 9).permute(0, 3, 1, 4, 2)
+
+
 def bilinear_target(uv: Float[Tensor, "*rest 2"], grid: tuple[int, int]) -> Float[Tensor, "*rest p"]:
     """Weights on the four patches around a point whose expected coordinate is the point (clamped to centres)."""
     rows, columns = grid

@@ -78,8 +78,12 @@ class VLAModel(nn.Module):
         self.speech = None if recipe.speech is None else instantiate(recipe.speech, inputs=inputs)
         self.check_insulation()
         self.words_in: nn.Module | None = None
+        self.around_in: nn.Module | None = None
         if recipe.points:
             self.words_in = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, recipe.words_dim), nn.Tanh())
+        if recipe.surround:
+            seen = self.encoder.backbone.vision_width
+            self.around_in = Surround(seen, len(ROLES) * len(first.cameras) * 9, recipe.surround)
         for name, spec in embodiments.items():
             for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
@@ -101,7 +105,8 @@ class VLAModel(nn.Module):
         dims = {k: self._padded(e.action.dim, "action") for k, e in self.embodiments.items()}
         common: dict[str, Any] = {"action_horizon": recipe.action_horizon, "action_dims": dims}
         if recipe.points:
-            return HeadInputs(context_dim=fixed + recipe.words_dim + self.encoder.points_dim + 3 * len(ROLES), **common)
+            pointed = self.encoder.points_dim + 3 * len(ROLES) + recipe.surround
+            return HeadInputs(context_dim=fixed + recipe.words_dim + pointed, **common)
         return HeadInputs(
             context_dim=fixed,
             token_dim=self.encoder.width,
@@ -304,6 +309,12 @@ class VLAModel(nn.Module):
             centred = per_role.clone()
             centred[..., -3:] = (per_role[..., -3:] * METRES - readout.centre) / METRES
             parts += [centred.flatten(1), (per_role[..., -3:] - tool).flatten(1)]
+        if self.around_in is not None and encoding.around is not None:
+            around = self.around_in(encoding.around.float())
+            if noise is not None and self.training:
+                draw = torch.randn(around.shape, generator=noise, device=noise.device).to(around)
+                around = around + self.recipe.surround_noise * draw
+            parts.append(around)
         return Context(vector=torch.cat(parts, dim=1))
 
     def _buffer(self, name: str, embodiment: str) -> Tensor:
@@ -326,6 +337,27 @@ class VLAModel(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+
+class Surround(nn.Module):
+    """What is seen around points, in a few values from -1 to 1.
+
+    Args:
+        width: Of the vision features.
+        patches: Of all points and cameras together.
+        values: Number of values.
+        each: Values that every patch is summed up in, by the same layer.
+    """
+
+    def __init__(self, width: int, patches: int, values: int, each: int = 16) -> None:
+        super().__init__()
+        self.width = width
+        self.patch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, each), nn.GELU())
+        self.all = nn.Sequential(nn.Linear(patches * each, values), nn.Tanh())
+
+    def forward(self, around: Float[Tensor, "b a"]) -> Float[Tensor, "b c"]:
+        """Sum up patches in one row."""
+        return self.all(self.patch(around.unflatten(1, (-1, self.width))).flatten(1))
 
 
 READS = ("nothing", "states", "layers")

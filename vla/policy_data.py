@@ -27,6 +27,8 @@ from .checkpoint import share
 from .encoder import Encoding
 from .model import VLAModel, stack_images
 
+CACHED = ("words", "points", "around")
+"""Parts of an encoding that are kept for every frame, as far as there are any; the last in half precision."""
 CHUNK = 16
 """Frames encoded at once when a cache is made."""
 
@@ -79,10 +81,9 @@ def joined(parts: Sequence[PolicyBatch]) -> PolicyBatch:
         fields["executed"] = torch.cat([part.action if part.executed is None else part.executed for part in parts])
     seen = [part.encoding for part in parts]
     if first.encoding is not None:
-        words, points = ([getattr(each, key) for each in seen] for key in ("words", "points"))
-        return PolicyBatch(
-            **fields, embodiment=first.embodiment, encoding=Encoding(words=torch.cat(words), points=torch.cat(points))
-        )
+        kept = [key for key in CACHED if getattr(first.encoding, key) is not None]
+        encodings: dict[str, Any] = {key: torch.cat([getattr(each, key) for each in seen]) for key in kept}
+        return PolicyBatch(**fields, embodiment=first.embodiment, encoding=Encoding(**encodings))
     pictures: list[Any] = [part.images for part in parts]
     images = tuple(map(torch.cat, zip(*pictures))) if isinstance(first.images, tuple) else torch.cat(pictures)
     tokens: list[Any] = [part.tokens for part in parts]
@@ -171,7 +172,8 @@ def cached_encodings(model: VLAModel, store: EpisodeStore, folder: Path) -> Enco
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             log(f"features are not kept: {path} cannot be written ({error})")
-    return Encoding(words=tensors["words"].to(device), points=tensors["points"].to(device))
+    kept: dict[str, Any] = {key: tensors[key].to(device) for key in CACHED if key in tensors}
+    return Encoding(**kept)
 
 
 def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
@@ -181,7 +183,7 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
     tokens = model.instructions(episode.instruction for episode in store.episodes)
     state = store.lowdim("state").astype(np.float32, copy=False)
     by_key = store.episode_frames([e.index for e in sorted(store.episodes, key=episode_key)])
-    words, points = [], []
+    found: dict[str, list[Tensor]] = {key: [] for key in CACHED}
     model.eval()
     with progress("encoding frames", total=store.total_frames, unit="frames") as bar:
         for start in range(0, store.total_frames, CHUNK):
@@ -194,17 +196,20 @@ def _encode_all(model: VLAModel, store: EpisodeStore) -> dict[str, Tensor]:
                     torch.from_numpy(state[frames]).to(device),
                     spec.name,
                 )
-            words.append(encoding.words.float().cpu())
-            points.append(encoding.points.float().cpu())
+            for key in CACHED:
+                value = getattr(encoding, key)
+                if value is not None:
+                    found[key].append((value.half() if key == "around" else value.float()).cpu())
             bar.update(len(frames))
     place = torch.from_numpy(np.argsort(by_key))
-    return {"words": torch.cat(words)[place], "points": torch.cat(points)[place]}
+    return {key: torch.cat(values)[place] for key, values in found.items() if values}
 
 
 def encoding_key(model: VLAModel, store: EpisodeStore) -> str:
     """16 hex digits that change with the encoder's weights or the data."""
     recipe = model.recipe
     told = [recipe.max_tokens, recipe.backbone, recipe.prompt, recipe.special_tokens, recipe.clean]
+    told += ["surround"] if recipe.surround else []
     digest = hashlib.sha256(f"{store.fingerprint} {told}".encode())
     for key, value in sorted(model.encoder.state_dict().items()):
         digest.update(key.encode())

@@ -50,6 +50,9 @@ class Recipe:
             what to do, and a wider channel lets it learn single sentences by heart.
         points_noise: Standard deviation of the noise on pointed-at positions in training [m]; image coordinates get
             the same in units of twice the image size. Frozen features of few frames are learnt by heart without it.
+        surround: Through how many values what the cameras see around the points reaches the head; 0 for not at all. The
+            points say where things are, this what is beside them: room in a drawer, a neighbour, a thing that leans.
+        surround_noise: Standard deviation of the noise on these values, -1..1, in training.
         relative: Elements of absolute actions that are learnt relative to the state's of the same name when the chunk
             begins (openpi's delta actions); what comes out is absolute.
         action_normalization, state_normalization: Modes of `datasets.normalize.Normalizer`.
@@ -74,6 +77,8 @@ class Recipe:
     words_dim: int = 8
     words_noise: float = 0.5
     points_noise: float = 0.003
+    surround: int = 0
+    surround_noise: float = 0.3
     relative: Sequence[str] = ()
     action_normalization: str = "min_max"
     state_normalization: str = "mean_std"
@@ -100,8 +105,10 @@ class Recipe:
             )
         if self.insulate and self.speech is None:
             raise ConfigError("model.insulate: nothing would train the backbone; give model.speech, a head that speaks")
-        if min(self.state_pad, self.action_pad, self.soft_prompts) < 0:
-            raise ConfigError("expected state_pad, action_pad and soft_prompts from 0")
+        if min(self.state_pad, self.action_pad, self.soft_prompts, self.surround) < 0:
+            raise ConfigError("expected state_pad, action_pad, soft_prompts and surround from 0")
+        if self.surround and not self.points:
+            raise ConfigError("model.surround: what is seen around points needs a model that points (points=true)")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; `from_dict` is the inverse."""

@@ -1,6 +1,8 @@
 """Points: targets by their definition, the loss, and learning to point."""
 
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ from brachium.datasets.store import EpisodeStore
 from brachium.errors import StoreError
 from brachium.vla.encoder import word_loss
 from brachium.vla.ground import Grounding, SceneData, evaluate_grounding, ground
-from brachium.vla.grounding import METRES, Points, bilinear_target, grounding_loss, inside, patch_centres
+from brachium.vla.grounding import (
+    METRES,
+    Points,
+    bilinear_target,
+    grounding_loss,
+    inside,
+    patch_centres,
+    patches_around,
+)
 from brachium.vla.loop import Optimization
 
 from .conftest import make_model, make_recipe, record_demos, record_scenes
@@ -280,3 +290,22 @@ def record_more(store):
         writer.begin("put red on blue", meta={"seed": 99})
         writer.step(**step)
         writer.end(True)
+
+
+def test_patches_around_points_against_a_loop():
+    """Oracle: bilinear interpolation by hand, patch centres at (k + 1/2) / n, nothing outside."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = 4, 5
+    vision = torch.randn(2, 3, rows * columns, 6, generator=generator)
+    uv = torch.rand(2, 2, 3, 2, generator=generator)
+    found = patches_around(vision, (rows, columns), uv)
+    assert found.shape == (2, 2, 3, 9, 6)
+    maps = vision.unflatten(2, (rows, columns))
+    for b, role, camera, k in itertools.product(range(2), range(2), range(3), range(9)):
+        x = float(uv[b, role, camera, 0]) * columns - 0.5 + (k % 3 - 1)
+        y = float(uv[b, role, camera, 1]) * rows - 0.5 + (k // 3 - 1)
+        expected = torch.zeros(6)
+        for i, j in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+            if 0 <= i < rows and 0 <= j < columns:
+                expected += (1 - abs(y - i)) * (1 - abs(x - j)) * maps[b, camera, i, j]
+        torch.testing.assert_close(found[b, role, camera, k], expected, atol=1e-5, rtol=1e-5)

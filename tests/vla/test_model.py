@@ -12,6 +12,7 @@ from brachium.datasets.normalize import Normalizer
 from brachium.errors import CheckpointError, ConfigError, SpecMismatchError, StoreError
 from brachium.spec import FeatureSpec
 from brachium.vla.checkpoint import make_golden, predict
+from brachium.vla.grounding import ROLES
 from brachium.vla.model import stack_images
 from brachium.vla.recipe import Recipe, instantiate, require_trusted, trust
 
@@ -339,3 +340,28 @@ def test_the_models_are_imported_without_transformers_and_its_like():
     code += f"print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_what_is_around_points_reaches_the_head_only_if_asked_for():
+    """A change around the points, where they stay, moves the context of a model with `surround` and of no other."""
+    for surround in (0, 8):
+        model = make_model(make_recipe(points=True, surround=surround)).eval()
+        name = next(iter(model.embodiments))
+        spec = model.embodiments[name]
+        images = torch.randint(0, 255, (2, len(spec.cameras), *spec.cameras[0].shape), dtype=torch.uint8)
+        state = torch.zeros(2, spec.state.dim)
+        with torch.no_grad():
+            encoding = model.encode(images, model.tokens(["reach the red cube"] * 2, state, name), state, name)
+            before = model.context(encoding, state, name).vector
+            assert before.shape[1] == model._head_inputs().context_dim
+            if encoding.around is None:
+                assert surround == 0
+                continue
+            patches = len(ROLES) * len(spec.cameras) * 9
+            assert encoding.around.shape == (2, patches * model.encoder.backbone.vision_width)
+            changed = replace(encoding, around=encoding.around + torch.randn_like(encoding.around))
+            moved = (model.context(changed, state, name).vector - before).abs().max(0).values
+        assert moved[:-surround].max() == 0.0
+        assert moved[-surround:].min() > 0.0
+    with pytest.raises(ConfigError, match="needs a model that points"):
+        make_recipe(points=False, surround=4)

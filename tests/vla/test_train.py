@@ -303,8 +303,9 @@ def test_a_hurried_training_learns_more_than_the_mean(tmp_path):
 # Caches and held-out numbers.
 
 
-def test_cached_encodings_are_fresh_encodings(demos, tmp_path):
-    model = make_model(make_recipe(points=True))
+@pytest.mark.parametrize("surround", [0, 8])
+def test_cached_encodings_are_fresh_encodings(demos, tmp_path, surround):
+    model = make_model(make_recipe(points=True, surround=surround))
     cached = cached_encodings(model, demos, tmp_path)
     options = {"batch_size": 8, "seed": 0}
     with_cache = PolicyData(demos, [4, 1, 2], model, **options, encodings=cached)
@@ -317,6 +318,10 @@ def test_cached_encodings_are_fresh_encodings(demos, tmp_path):
             fresh = b.encode(model)
         torch.testing.assert_close(a.encode(model).words, fresh.words, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(a.encode(model).points, fresh.points, atol=1e-5, rtol=1e-4)
+        if surround:
+            torch.testing.assert_close(a.encode(model).around.float(), fresh.around, atol=2e-3, rtol=2e-3)
+        else:
+            assert a.encode(model).around is fresh.around is None
         assert torch.equal(a.action, b.action)
         assert torch.equal(a.state, b.state)
         assert torch.equal(a.action_pad, b.action_pad)
