@@ -29,7 +29,7 @@ from brachium.console import log, progress
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "benchmarks" / "results" / "physical.json"
 PAGE = ROOT / "docs" / "planning.md"
-SEED = 3_000_000
+SEED = 4_000_000
 LENGTH = ("env.only.least=3", "env.only.most=3")
 LOOKS = ("look_every=4", "confirm=2")
 LADDER = ("learned", "scene", "skills", "planner")
