@@ -30,6 +30,8 @@ BOWL = 0.056
 """Radius of bowls [m]: fingers must have room in them."""
 LEAST = 0.02
 """Least room between things for fingers [m]."""
+TRIES = 2000
+"""Tables drawn at most until one fits."""
 RETREATED = 0.14
 """Height of the tool at which a skill is over [m]: the camera sees the table again."""
 
@@ -70,11 +72,13 @@ class SkillTask:
 
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
         """A table on which some skills were done before, and a call of the skill that is possible there."""
-        while True:
+        for left in reversed(range(TRIES)):
             scene, call = self._state(rng)
             try:
                 layout = Layout.draw(rng, scene.things, gap=self.gap, least=LEAST, bowl=BOWL, lane=True)
-            except ConfigError:
+            except ConfigError:  # no room for all this
+                if not left:
+                    raise
                 continue
             break
         places = {f.args[0]: f.args[1] for f in sorted(scene.facts) if f.pred in ("on", "in")}
@@ -115,7 +119,7 @@ class SkillTask:
     # -- drawing -------------------------------------------------------------------------------------------------------
 
     def _state(self, rng: np.random.Generator) -> tuple[Scene, SkillCall]:
-        while True:
+        for _ in range(TRIES):
             scene = sample(rng, families=self.families).scene
             if len(scene.things) > MOST + 1:  # the table is one
                 continue
@@ -133,6 +137,10 @@ class SkillTask:
             if options:
                 call = options[int(rng.integers(len(options)))]
                 return Scene(things=scene.things, facts=facts), call
+        raise ConfigError(
+            f"none of {TRIES} drawn tables of {list(self.families) or 'all families'} with {list(self.kinds)} alone "
+            f"allows {self.name}: give the task other families or kinds"
+        )
 
     @staticmethod
     def _tool(rng: np.random.Generator, items: Sequence[Item]) -> tuple[float, float, float]:

@@ -181,6 +181,9 @@ def test_layouts_keep_the_handles_way_free(arm6_ee):
 
 
 def test_bad_input(arm6_ee, table):
+    never = SkillTask(skill="place_in", kinds=("ball",), families=("stack",))
+    with pytest.raises(ConfigError, match=r"of \['stack'\] with \['ball'\] alone allows place_in"):
+        never.sample(np.random.default_rng(0), "train")
     with pytest.raises(ConfigError, match="no skill 'fly'"):
         SkillTask(skill="fly")
     with pytest.raises(ConfigError, match="no family"):

@@ -133,7 +133,7 @@ def recorded(make_arm, tmp_path_factory):
     """Stores of a few labelled scenes: with cubes and bowls, and with a drawer too."""
     paths = []
     for name, skill, family in (("bowls", "place_in", "gather"), ("drawers", "store", "store")):
-        task = SkillTask(skill=skill, kinds=("cube",), families=(family,))
+        task = SkillTask(skill=skill, families=(family,))
         sampler = SceneSampler(tasks=(task,), embodiment=make_arm("arm6_ee"), poses=2, skills=True, split="all")
         paths.append(tmp_path_factory.mktemp("reader") / name)
         store = EpisodeStore.create(paths[-1], sampler.schema)
