@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..console import log, progress
 from ..datasets.store import EpisodeStore
-from ..errors import ConfigError
-from .ground import Grounding, SceneData
+from ..errors import ConfigError, StoreError
+from .ground import LABEL, Grounding, SceneData
 from .grounding import METRES, Glimpse, PointReadout
 from .loop import Optimization, TrainLoop
 from .pretrain_data import same_body
@@ -143,6 +143,10 @@ def train_positions(
         )
     kept, held, ends = [], [], []
     for store in opened:
+        if LABEL not in store.schema.fields:
+            raise StoreError(
+                f"{store.path} does not say where things are. Type: brachium record env=scenes_moving out=SCENES"
+            )
         if not 1 <= heldout < store.num_episodes:
             raise ConfigError(f"{store.path}: expected heldout from 1 to {store.num_episodes - 1}, got {heldout}")
         seen = seen_of(store, model, sentences)
@@ -187,9 +191,9 @@ def train_positions(
     )
     metrics = loop.run()
     loop.use_average()
-    for store, old in zip(opened, before):
-        new = {key.split("/")[-1]: v for key, v in metrics.items() if key.split("/")[-2:-1] == [store.path.name]}
-        told = ", ".join(f"{key} {old[key]:.1f} -> {new[key]:.1f}" for key in old if key in new)
+    for store, some, old in zip(opened, held, before):
+        new = errors_of(readout, some)
+        told = ", ".join(f"{key} {old[key]:.1f} -> {new[key]:.1f}" for key in old)
         log(f"held-out scenes of {store.path}: {told}")
     notes = {**model.notes, "positions": {"metrics": metrics, "of": identity_of(vlm), "scenes": len(train)}}
     path = replace(model, notes=notes).save(folder / "model")

@@ -106,7 +106,10 @@ class Recipe:
         if self.insulate and self.speech is None:
             raise ConfigError("model.insulate: nothing would train the backbone; give model.speech, a head that speaks")
         if min(self.state_pad, self.action_pad, self.soft_prompts, self.surround) < 0:
-            raise ConfigError("expected state_pad, action_pad, soft_prompts and surround from 0")
+            raise ConfigError(
+                "model: expected state_pad, action_pad, soft_prompts and surround from 0, got "
+                f"{self.state_pad}, {self.action_pad}, {self.soft_prompts} and {self.surround}"
+            )
         if self.surround and not self.points:
             raise ConfigError("model.surround: what is seen around points needs a model that points (points=true)")
 

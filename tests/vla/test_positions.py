@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from brachium.datasets.schema import StoreSchema
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.envs.record import write_episode
 from brachium.envs.scenes import SceneSampler
 from brachium.envs.tasks.stack import Stack
-from brachium.errors import ConfigError
+from brachium.errors import ConfigError, StoreError
 from brachium.vla.grounding import METRES, Glimpse, PointReadout
 from brachium.vla.loop import Optimization
 from brachium.vla.positions_train import Seen, errors_of, joined, seen_of, train_positions
@@ -127,7 +128,10 @@ def test_the_verb_teaches_positions_and_nothing_else(store, tmp_path):
     )
 
 
-def test_scenes_that_cannot_teach_are_refused(store, tmp_path, monkeypatch):
+def test_scenes_that_cannot_teach_are_refused(store, tmp_path, monkeypatch, make_arm):
+    bare = EpisodeStore.create(tmp_path / "bare", StoreSchema(embodiment=make_arm("arm6_ee").spec)).path
+    with pytest.raises(StoreError, match="env=scenes_moving"):
+        train_positions(stores=[str(bare)], optimization=options(), out=str(tmp_path))
     with pytest.raises(ConfigError, match="heldout from 1 to 119"):
         train_positions(stores=[str(store)], optimization=options(), heldout=500, out=str(tmp_path))
     monkeypatch.setattr("brachium.vla.positions_train.same_body", lambda stores: (3, tuple(range(10))))
