@@ -99,6 +99,15 @@ class FeatureSpec:
         return cls(**data)
 
 
+DETAIL = "_detail"
+"""Ends the name of a camera's picture in more detail than policies see; it is in no spec."""
+
+
+def detail_feature(camera: str, size: int) -> FeatureSpec:
+    """Spec of a camera's picture in detail: the same view, `size` x `size` pixels."""
+    return FeatureSpec(name=camera + DETAIL, shape=(size, size, 3), dtype="uint8")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbodimentSpec:
     """What a robot sees, feels and accepts. Two specs that disagree are an error before anything runs.
@@ -204,7 +213,8 @@ class Observation:
     """What a policy sees at one moment, for one robot or a batch of them (leading axes are free).
 
     Attributes:
-        images: Camera name -> uint8 (…, height, width, 3).
+        images: Camera name -> uint8 (…, height, width, 3); beside the spec's cameras there may be some in detail
+            (`detail_feature`), for whoever looks closely.
         state: float32 (…, s).
         instruction: What to do; a tuple with one string an element when batched.
         timestamp: Time of capture [s], monotonic.

@@ -6,7 +6,7 @@ it learns to act; they are drawn from the same things, words and looks as the ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from ..datasets.schema import StoreSchema
 from ..errors import ConfigError, did_you_mean
-from ..sim.embodiment import SimEmbodiment
+from ..sim.embodiment import SimEmbodiment, checked_details
 from ..sim.randomize import DomainRandomization
 from ..sim.scene import COLORS, FIXED_KINDS, OBJECT_KINDS, Item, Scene
 from ..sim.simulation import DOWN, Simulation
-from ..spec import FeatureSpec
+from ..spec import FeatureSpec, detail_feature
 from .demonstrations import Disturbances, RecordedEpisode, Step
 from .language import (
     CLOSE_DRAWER,
@@ -59,7 +59,7 @@ class LabelledScene:
     """One still scene.
 
     Attributes:
-        images: Camera name -> uint8 (height, width, 3).
+        images: Camera name -> uint8 (height, width, 3); those in detail too.
         state: float32 (s,).
         objects: float32 (MAX_ITEMS, 3 + 3 n), as `objects_feature` says.
         pixels: float32 (MAX_ITEMS, n), how many pixels of each camera show each item; NaN beyond the last, and
@@ -126,6 +126,7 @@ class SceneSampler:
         split: Which things and words: one of `language.SPLITS`, or ``all``: training words for every thing. All but
             ``train`` and ``all`` are for evaluation.
         skills: Name what is to be done as the skills of long-horizon work do, and ask what things are in and on.
+        details: Cameras that are also recorded in detail, as maps ``NAME_detail``, and the size of these pictures [px].
         moving: Share of tables seen while the expert of the drawn task is at work, disturbed as in demonstrations: the
             hand in motion, things that are carried, dropped and put down. Tables without a task stand still.
     """
@@ -143,6 +144,7 @@ class SceneSampler:
         split: str = "train",
         skills: bool = False,
         moving: float = 0.0,
+        details: Mapping[str, int] | None = None,
     ) -> None:
         if split not in (*SPLITS, EVERYTHING):
             raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, (*SPLITS, EVERYTHING))}")
@@ -154,7 +156,9 @@ class SceneSampler:
         self.skills, self.moving = skills, moving
         self.sim = Simulation(embodiment)
         self.name = "scenes"
-        self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels())
+        self.details = checked_details(details, embodiment.cameras)
+        maps = tuple(detail_feature(name, size) for name, size in self.details.items())
+        self.schema = StoreSchema(embodiment=embodiment.spec, extras=self._labels(), maps=maps)
 
     def _labels(self) -> tuple[FeatureSpec, ...]:
         """Positions always; what is seen of things, which costs another rendering, where questions are asked."""
@@ -218,7 +222,7 @@ class SceneSampler:
                 asked = Asker(self._facts(scene, objects, masks, held), self.split, own).draw(self.questions)
             scenes.append(
                 LabelledScene(
-                    images=self.sim.images(),
+                    images={**self.sim.images(), **self.sim.details(self.details)},
                     state=self.sim.state,
                     objects=objects,
                     pixels=pixels,

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..errors import ConfigError, did_you_mean
 from ..spec import EmbodimentSpec, FeatureSpec
 from .actuation import ControlMode, EndEffectorDelta
 from .robot import RobotModel
+
+MOST_PIXELS = 2048
+"""Edge of the largest picture in detail."""
+
+
+def checked_details(details: Mapping[str, int] | None, cameras: Sequence[str]) -> dict[str, int]:
+    """Sizes of pictures in detail [px], by camera; without those of size 0, which are not wanted.
+
+    Raises:
+        ConfigError: Another camera, or a size that is none.
+    """
+    found = {str(name): size for name, size in (details or {}).items()}
+    for name, size in found.items():
+        if name not in cameras:
+            raise ConfigError(f"details: no camera {name!r}. {did_you_mean(name, cameras)}")
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_PIXELS:
+            raise ConfigError(f"details.{name}: expected a size from 0 (none) to {MOST_PIXELS} px, got {size!r}")
+    return {name: size for name, size in found.items() if size}
 
 
 @dataclass(frozen=True, kw_only=True)

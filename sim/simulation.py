@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mujoco
 import numpy as np
 
 from ..errors import SpecMismatchError
+from ..spec import DETAIL
 from .camera import project, thread_renderer
 from .embodiment import SimEmbodiment
 from .kinematics import ArmKinematics
@@ -126,6 +129,15 @@ class Simulation:
         size = self.embodiment.image_size
         outputs = {name: np.empty((size, size, 3), np.uint8) for name in self.embodiment.cameras}
         return thread_renderer(size, size).render(self.model, self.data, outputs)
+
+    def details(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Render some cameras in more detail (`detail_feature`); sizes are of the camera's name [px]."""
+        outputs = {name: np.empty((size, size, 3), np.uint8) for name, size in sizes.items()}
+        if not outputs:
+            return {}
+        most = max(sizes.values())
+        found = thread_renderer(most, most).render(self.model, self.data, outputs)
+        return {name + DETAIL: image for name, image in found.items()}
 
     def masks(self) -> dict[str, np.ndarray]:
         """What each camera of the embodiment sees: int32 (height, width), index of the scene's item, -1 for none."""

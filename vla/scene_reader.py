@@ -89,14 +89,52 @@ class _Layer(nn.Module):
         return queries + self.mlp(self.norms[2](queries))
 
 
+class DetailStem(nn.Module):
+    """Features of a picture in detail at the places of a camera's patches; zero before training.
+
+    Halves the picture by convolutions until it has the patches' grid (as Xiao et al. 2021 have transformers see).
+
+    Args:
+        size: Edge of the picture [px]: the grid times a power of two, from four.
+        grid: Edge of the grid.
+        width: Of the features.
+
+    Raises:
+        ConfigError: The size does not fit the grid.
+    """
+
+    def __init__(self, size: int, grid: int, width: int) -> None:
+        super().__init__()
+        halvings = (size // grid).bit_length() - 1
+        if halvings < 2 or size != grid << halvings:
+            sizes = [grid << k for k in range(2, 6)]
+            raise ConfigError(f"a picture in detail: expected one of {sizes} px for {grid} patches a side, got {size}")
+        layers: list[nn.Module] = []
+        inputs = 3
+        for k in range(halvings):
+            outputs = width if k == halvings - 1 else min(16 << k, width)
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GELU()]
+            inputs = outputs
+        self.size, self.layers = size, nn.Sequential(*layers)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, pictures: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, "b p w"]:
+        """Features, row by row."""
+        x = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+        return self.out(self.layers(x).flatten(2).transpose(1, 2))
+
+
 class ReaderNet(nn.Module):
     """Queries of things over patches.
 
     Args:
         universe: The things.
         vision: Width of the patches.
-        patches: Of all cameras together.
+        patches: Of each camera.
         body: Size of the tool's pose.
+        details: Cameras seen in detail too, and the size of these pictures [px].
         width, depth, heads: Of the layers.
     """
 
@@ -105,8 +143,9 @@ class ReaderNet(nn.Module):
         universe: Universe,
         *,
         vision: int,
-        patches: int,
+        patches: Mapping[str, int],
         body: int,
+        details: Mapping[str, int] | None = None,
         width: int = 96,
         depth: int = 3,
         heads: int = 4,
@@ -125,7 +164,8 @@ class ReaderNet(nn.Module):
         self.body_mean: Tensor
         self.body_std: Tensor
         self.own = nn.Parameter(0.02 * torch.randn(len(universe.names), width))
-        self.at = nn.Parameter(0.02 * torch.randn(patches, width))
+        self.patches, self.details = dict(patches), dict(details or {})
+        self.at = nn.Parameter(0.02 * torch.randn(sum(self.patches.values()), width))
         self.patch = nn.Sequential(nn.LayerNorm(vision), nn.Linear(vision, width))
         self.body = nn.Linear(body, width)
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
@@ -135,11 +175,25 @@ class ReaderNet(nn.Module):
         self.apart = nn.Linear(width, 2)
         drawers = [k for k, name in enumerate(universe.names) if universe.kind(name) == "drawer"]
         self.drawer = drawers[0] if drawers else 0
+        grids = {name: round(self.patches[name] ** 0.5) for name in self.details}
+        self.stems = nn.ModuleDict({name: DetailStem(self.details[name], grids[name], width) for name in grids})
 
-    def forward(self, patches: Float[Tensor, "b p v"], body: Float[Tensor, "b s"]) -> Reading:
-        """Logits; places that cannot be are minus infinity."""
+    def forward(
+        self, patches: Float[Tensor, "b p v"], body: Float[Tensor, "b s"], details: Mapping[str, Tensor] | None = None
+    ) -> Reading:
+        """Logits; places that cannot be are minus infinity. Pictures in detail are (b, size, size, 3), by camera."""
         pose = self.body((body - self.body_mean) / self.body_std)[:, None]
-        keys = torch.cat([self.patch(patches) + self.at, pose], dim=1)
+        seen = self.patch(patches) + self.at
+        if self.details:
+            given = details or {}
+            closer = [
+                self.stems[name](given[name])
+                if name in self.details
+                else seen.new_zeros(len(seen), count, 1).expand(-1, -1, seen.shape[2])
+                for name, count in self.patches.items()
+            ]
+            seen = seen + torch.cat(closer, dim=1)
+        keys = torch.cat([seen, pose], dim=1)
         queries = (self.color(self.index[:, 0]) + self.kind(self.index[:, 1]) + self.own).expand(len(patches), -1, -1)
         for layer in self.layers:
             queries = layer(queries, keys)
@@ -166,13 +220,19 @@ class SceneReader:
     model: Pretrained
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def details(self) -> Mapping[str, int]:
+        """Cameras that it sees in detail, and the size of these pictures [px]."""
+        return self.net.details
+
     def save(self, path: str | Path) -> Path:
         """Write the folder; it appears whole or not at all."""
         patch: Any = self.net.patch[1]
         meta = {
             "universe": vars(self.universe),
             "vision": patch.in_features,
-            "patches": len(self.net.at),
+            "patches": self.net.patches,
+            "details": self.net.details,
             "body": len(self.net.body_mean),
             "width": self.net.at.shape[1],
             "depth": len(self.net.layers),
@@ -185,25 +245,38 @@ class SceneReader:
         """Load a folder that `save` wrote; errors as of `load_companion`."""
 
         def build(told: dict[str, Any]) -> ReaderNet:
-            sizes = {key: int(told[key]) for key in ("vision", "patches", "body", "width", "depth")}
-            return ReaderNet(_universe(told), **sizes)
+            vision, body, width, depth = (int(told[key]) for key in ("vision", "body", "width", "depth"))
+            patches, details = ({str(k): int(v) for k, v in told[key].items()} for key in ("patches", "details"))
+            return ReaderNet(
+                _universe(told),
+                vision=vision,
+                patches=patches,
+                body=body,
+                details=details,
+                width=width,
+                depth=depth,
+            )
 
         net, meta, model = load_companion(path, build, **FILES, what="scene reader that brachium train-reader")
         return cls(net=net, universe=_universe(meta), model=model, notes=meta["notes"])
 
     @torch.no_grad()
-    def read(self, images: Sequence[np.ndarray], state: np.ndarray) -> Reading:
+    def read(
+        self, images: Sequence[np.ndarray], state: np.ndarray, details: Mapping[str, np.ndarray] | None = None
+    ) -> Reading:
         """What is seen now: a reading of one scene.
 
         Args:
             images: uint8 (height, width, 3), one a camera, in the order of the model's cameras.
             state: float32 (s,), in the embodiment's units.
+            details: uint8 (size, size, 3), the cameras that the net sees in detail.
         """
         if len(images) != len(self.model.cameras):
             raise ConfigError(f"expected an image of each of {list(self.model.cameras)}, got {len(images)}")
         patches = patches_of(self.model, torch.from_numpy(np.stack(images))[None])
         body = torch.from_numpy(np.asarray(state, np.float32))[None, self.model.encoder.body]
-        return self.net(patches, body)
+        closer = {name: torch.from_numpy(np.asarray((details or {})[name]))[None] for name in self.net.details}
+        return self.net(patches, body, closer)
 
 
 def _universe(told: Mapping[str, Any]) -> Universe:

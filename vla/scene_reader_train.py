@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..console import log, progress
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, StoreError
+from ..spec import DETAIL
 from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
@@ -27,19 +28,51 @@ HALF = (0.03, 0.06)
 """The drawer is closed below the first and open above the second [m]; between, nothing is learnt."""
 
 
+Some = tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]
+"""Of some scenes: patches, poses, pictures in detail by camera, what is there, what holds what, and the drawer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """Labelled scenes: patches (n, p, v) in half precision, poses (n, s), and labels as `reading_loss` takes them."""
+    """Labelled scenes: patches (n, p, v) in half precision, poses (n, s), and labels as `reading_loss` takes them.
+
+    Pictures in detail, which are large, stay in the stores.
+
+    Attributes:
+        stores: In the order of the scenes.
+        details: Cameras seen in detail, and the size of these pictures [px].
+    """
 
     patches: Tensor
     body: Tensor
     present: Tensor
     place: Tensor
     open: Tensor
+    stores: Sequence[EpisodeStore] = ()
+    details: Mapping[str, int] = field(default_factory=dict)
 
-    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def rows(self, index: Tensor) -> Some:
         """Some scenes."""
-        return self.patches[index].float(), self.body[index], self.present[index], self.place[index], self.open[index]
+        labels = (self.present[index], self.place[index], self.open[index])
+        return self.patches[index].float(), self.body[index], self._closer(index), *labels
+
+    def _closer(self, index: Tensor) -> dict[str, Tensor]:
+        found = {name: torch.empty(len(index), size, size, 3, dtype=torch.uint8) for name, size in self.details.items()}
+        first = 0
+        for store in self.stores if found else ():
+            mine = (index >= first) & (index < first + store.num_episodes)
+            if bool(mine.any()):
+                rows = (index[mine] - first).numpy()
+                for name, pictures in found.items():
+                    pictures[mine] = torch.from_numpy(store.read_images(name + DETAIL, rows))
+            first += store.num_episodes
+        return found
+
+
+def details_of(stores: Sequence[EpisodeStore]) -> dict[str, int]:
+    """Cameras that all stores have in detail, at one size [px]."""
+    each = [{m.name: m.shape[0] for m in store.schema.maps if m.name.endswith(DETAIL)} for store in stores]
+    return {n.removesuffix(DETAIL): size for n, size in each[0].items() if all(e.get(n) == size for e in each)}
 
 
 def universe_of(stores: Sequence[EpisodeStore]) -> Universe:
@@ -48,8 +81,10 @@ def universe_of(stores: Sequence[EpisodeStore]) -> Universe:
     return Universe(names=tuple(sorted(names)))
 
 
-def scenes_of(stores: Sequence[EpisodeStore], model: Pretrained, universe: Universe) -> Scenes:
-    """Read labelled scenes once.
+def scenes_of(
+    stores: Sequence[EpisodeStore], model: Pretrained, universe: Universe, details: Mapping[str, int] | None = None
+) -> Scenes:
+    """Read labelled scenes once; cameras of `details` in detail, batch by batch.
 
     Raises:
         StoreError: Scenes that do not say what holds what (``brachium record env=scenes_skills`` makes some that do).
@@ -94,6 +129,8 @@ def scenes_of(stores: Sequence[EpisodeStore], model: Pretrained, universe: Unive
         present=torch.from_numpy(np.stack(present)),
         place=torch.from_numpy(np.stack(place)),
         open=torch.tensor(opened),
+        stores=tuple(stores),
+        details=dict(details or {}),
     )
 
 
@@ -102,8 +139,8 @@ def score(net: ReaderNet, scenes: Scenes, index: Tensor) -> dict[str, float]:
     """Shares of right answers: things one by one, whole sets of things, places of present things, drawers, scenes."""
     right: dict[str, list[Tensor]] = {key: [] for key in ("thing", "things", "place", "drawer", "scene")}
     for start in range(0, len(index), 256):
-        patches, body, present, place, is_open = scenes.rows(index[start : start + 256])
-        found = net(patches, body)
+        patches, body, closer, present, place, is_open = scenes.rows(index[start : start + 256])
+        found = net(patches, body, closer)
         there = (found.present > 0) == present
         candidates = torch.cat([present, torch.ones_like(present[:, :2])], dim=1)
         best = found.place.masked_fill(~candidates[:, None], -torch.inf).argmax(2)
@@ -131,14 +168,16 @@ def train_reader(
 ) -> int:
     """Train a scene reader for planners: what is there, what holds what, and whether the drawer is open.
 
-    The pretrained model is frozen; its vision of every scene is computed once. An interrupted training goes on when the
-    command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
+    The pretrained model is frozen; its vision of every scene is computed once. Cameras that all stores have in detail
+    (``record env.details.front=192``) are seen so too, by convolutions of the reader's own. An interrupted training
+    goes on when the command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
 
     Args:
         stores: Stores of labelled scenes (``brachium record env=scenes_skills``).
         optimization: How to train; a batch is of scenes.
         vlm: Pretrained model, ``nano`` or a folder.
-        init: Reader to go on from, of the same vision; its things and sizes stay.
+        init: Reader to go on from, of the same vision; its things and sizes stay, and what it does not see in detail
+            yet is added.
         heldout: Scenes at the end kept for the scores.
         width, depth: Of the reader's layers.
         out: Folder.
@@ -148,7 +187,8 @@ def train_reader(
     opened, model = [EpisodeStore.open(path) for path in stores], Pretrained.load(vlm)
     begun = None if init is None else _begun(init, vlm, universe_of(opened))
     universe = universe_of(opened) if begun is None else begun.universe
-    scenes = scenes_of(opened, model, universe)
+    details = details_of(opened)
+    scenes = scenes_of(opened, model, universe, details)
     count = len(scenes.body)
     if not 1 <= heldout < count:
         raise ConfigError(f"expected heldout from 1 to {count - 1}, the number of scenes less one, got {heldout}")
@@ -157,22 +197,24 @@ def train_reader(
         net = ReaderNet(
             universe,
             vision=scenes.patches.shape[2],
-            patches=scenes.patches.shape[1],
+            patches=dict.fromkeys(model.cameras, scenes.patches.shape[1] // len(model.cameras)),
             body=scenes.body.shape[1],
-            width=width,
-            depth=depth,
+            details=details,
+            width=begun.net.at.shape[1] if begun is not None else width,
+            depth=len(begun.net.layers) if begun is not None else depth,
         )
     net.body_mean, net.body_std = scenes.body.mean(0), scenes.body.std(0).clamp(min=LEAST_SPREAD)
     if begun is not None:
-        net = begun.net.train().requires_grad_(True)
+        _go_on(net, begun.net)
+    net.train()
 
-    def batch(step: int) -> tuple[Tensor, ...]:
+    def batch(step: int) -> Some:
         rng = np.random.default_rng([optimization.seed, step])
         return scenes.rows(torch.from_numpy(rng.integers(count - heldout, size=optimization.batch_size)))
 
-    def loss(some: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        patches, body, present, place, is_open = some
-        return reading_loss(net(patches, body), present, place, is_open)
+    def loss(some: Some, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        patches, body, closer, present, place, is_open = some
+        return reading_loss(net(patches, body, closer), present, place, is_open)
 
     loop = TrainLoop(
         name="reader",
@@ -185,13 +227,14 @@ def train_reader(
         identity={
             "data": [s.fingerprint for s in opened],
             "vlm": identity_of(vlm),
-            "sizes": [width, depth, heldout],
+            "sizes": [width, depth, heldout, details],
             "init": None if begun is None else begun.net.own.double().sum().item(),
         },
     )
     loop.run()
     loop.use_average()
     scores = score(net.eval(), scenes, torch.arange(count - heldout, count))
+    log(f"seen in detail: {details or 'nothing'}")
     log("held-out scenes, share right: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items()))
     notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": vars(optimization)}
     reader = SceneReader(net=net, universe=universe, model=model, notes=notes)
@@ -216,3 +259,16 @@ def _begun(init: str, vlm: str, named: Universe) -> SceneReader:
     if not all(torch.equal(ours[name], theirs[name]) for name in ours if "vision" in name):
         raise ConfigError(f"init={init} reads the vision of another model than vlm={vlm}: leave init out")
     return begun
+
+
+def _go_on(net: ReaderNet, begun: ReaderNet) -> None:
+    """Give a net what another knows, all but detail that only one of them sees.
+
+    Raises:
+        ConfigError: They are of other sizes.
+    """
+    known, own = begun.state_dict(), net.state_dict()
+    common = {name: value for name, value in known.items() if name in own and own[name].shape == value.shape}
+    if any(name not in common and not name.startswith("stems.") for name in own):
+        raise ConfigError("init: the reader to go on from is of other sizes: leave init out")
+    net.load_state_dict(own | common)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,13 +10,13 @@ import numpy as np
 from gymnasium import spaces
 
 from ...errors import ConfigError
-from ...sim.embodiment import SimEmbodiment
+from ...sim.embodiment import SimEmbodiment, checked_details
 from ...sim.randomize import DomainRandomization
 from ...sim.scene import OBJECT_KINDS
 from ...sim.scene import Scene as Table
 from ...sim.simulation import DOWN, Simulation
 from ...sim.world import DRAWER_TRAVEL
-from ...spec import EmbodimentSpec
+from ...spec import EmbodimentSpec, detail_feature
 from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
 from ..tabletop import CHARSET
 from ..tasks.base import OFF_TABLE, fallen
@@ -55,6 +55,8 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         gap: Between things where there is room [m].
         max_steps: Of an episode.
         images: Render the cameras for observations.
+        details: Cameras that are also seen in detail, as ``NAME_detail``, and the size of these pictures [px]; for
+            eyes that need more than the policy sees.
         render_size: Of pictures for people [px].
     """
 
@@ -73,6 +75,7 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         gap: float = 0.03,
         max_steps: int = 500,
         images: bool = True,
+        details: Mapping[str, int] | None = None,
         render_size: int = 320,
     ) -> None:
         check_families(families)
@@ -82,6 +85,7 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.families, self.only, self.kinds = tuple(families), only, tuple(kinds)
         self.split, self.disturbance, self.gap = checked_split(split), disturbance, gap
         self.max_steps, self.images, self.render_size, self.render_mode = max_steps, images, render_size, "rgb_array"
+        self.details = checked_details(details, embodiment.cameras)
         self.library = tabletop_skills()
         self.universe = universe()
         self.calls = self.library.calls(self.universe)
@@ -96,7 +100,8 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             "instruction": spaces.Text(MAX_INSTRUCTION, min_length=0, charset=CHARSET),
         }
         if images:
-            parts |= {c.name: spaces.Box(0, 255, c.shape, np.uint8) for c in spec.cameras}
+            seen = (*spec.cameras, *(detail_feature(name, size) for name, size in self.details.items()))
+            parts |= {c.name: spaces.Box(0, 255, c.shape, np.uint8) for c in seen}
         self.observation_space = spaces.Dict(parts)
         self.errand: Errand | None = None
         self.layout = Layout(items=())
@@ -246,7 +251,7 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def observe(self) -> dict[str, Any]:
         """What is seen now."""
-        images = self.sim.images() if self.images else {}
+        images = {**self.sim.images(), **self.sim.details(self.details)} if self.images else {}
         return {"state": self.sim.state, "instruction": self._errand().instruction, **images}
 
     def _errand(self) -> Errand:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ...spec import EmbodimentSpec, Observation
+from ...spec import DETAIL, EmbodimentSpec, Observation
 from ..base import Policy
 from .base import LanguageSubgoal, Subgoal, describe
 
@@ -128,5 +128,5 @@ def holding(spec: EmbodimentSpec) -> Callable[[Observation], np.ndarray]:
 
 def observed(seen: dict[str, Any], spec: EmbodimentSpec, timestamp: float = 0.0) -> Observation:
     """An environment's observation as policies take it."""
-    images = {name: seen[name] for name in spec.camera_names if name in seen}
+    images = {k: v for k, v in seen.items() if k in spec.camera_names or k.endswith(DETAIL)}
     return Observation(images=images, state=seen["state"], instruction=seen["instruction"], timestamp=timestamp)

@@ -16,7 +16,7 @@ from ...symbols import Scene, Thing
 from ...vla.scene_reader import Reading, SceneReader
 from .asking import GRIPPER, TABLE, Kinds
 from .beliefs import Beliefs
-from .seeing import views
+from .seeing import details, views
 
 ZONE = "zone"
 LOOKS = 3
@@ -77,7 +77,8 @@ class ReadScenes:
     def estimate(self, observation: Observation, lane: int) -> Scene:
         """The scene as it looks."""
         images = views(observation, self.reader.model.cameras)
-        reading = self.reader.read(images, np.asarray(observation.state, np.float32))
+        closer = details(observation, self.reader.details)
+        reading = self.reader.read(images, np.asarray(observation.state, np.float32), closer)
         present = reading.present[0].double().numpy() + NAMED * self._named(str(observation.instruction))
         state = self._seen(lane, present, reading)
         beliefs = state.beliefs

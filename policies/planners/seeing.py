@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ...errors import ConfigError
-from ...spec import Observation
+from ...spec import DETAIL, Observation
 from ...symbols import Scene, Thing
 from ...vla.pretrained import Pretrained, identity_of
 from ...vla.weigh import AnswerScorer
@@ -101,3 +101,22 @@ def views(observation: Observation, cameras: Sequence[str]) -> list[np.ndarray]:
     if missing:
         raise ConfigError(f"the model looks through {list(cameras)}, the observation lacks {missing}")
     return [np.asarray(observation.images[name]) for name in cameras]
+
+
+def details(observation: Observation, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Pictures in detail of some cameras, by camera.
+
+    Raises:
+        ConfigError: One is missing, or has another size.
+    """
+    found = {}
+    for name, size in sizes.items():
+        picture = observation.images.get(name + DETAIL)
+        if picture is None or np.shape(picture) != (size, size, 3):
+            got = "none" if picture is None else f"one of {np.shape(picture)}"
+            raise ConfigError(
+                f"these eyes see camera {name!r} in detail: expected a picture of {size} x {size} px, got {got}. "
+                f"Type: env.details.{name}={size}"
+            )
+        found[name] = np.asarray(picture)
+    return found

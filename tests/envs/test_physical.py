@@ -215,3 +215,19 @@ def test_scenes_tell_what_things_are_in_or_on(arm6_ee):
 
 def _goals():
     return [f"{c} {k}" for c in ("red", "green", "blue", "yellow", "purple", "orange") for k in ("bowl", "zone")]
+
+
+def test_pictures_in_detail_show_the_same_view(arm6_ee):
+    world = PhysicalTable(embodiment=arm6_ee, details={"front": 192, "wrist": 0})
+    seen, _ = world.reset(seed=3)
+    assert world.observation_space.contains(seen)
+    assert set(seen) == {"state", "instruction", "front", "wrist", "front_detail"}
+    small = seen["front_detail"].reshape(96, 2, 96, 2, 3).mean((1, 3))
+    assert np.abs(small - seen["front"]).mean() < 4.0
+    for details, message in (
+        ({"side": 96}, "no camera 'side'"),
+        ({"front": -1}, "got -1"),
+        ({"front": "big"}, "got 'big'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            PhysicalTable(embodiment=arm6_ee, details=details)

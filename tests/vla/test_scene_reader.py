@@ -15,8 +15,8 @@ from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
-from brachium.vla.scene_reader import ReaderNet, Reading, SceneReader, Universe, patches_of, reading_loss
-from brachium.vla.scene_reader_train import Scenes, score, train_reader
+from brachium.vla.scene_reader import DetailStem, ReaderNet, Reading, SceneReader, Universe, patches_of, reading_loss
+from brachium.vla.scene_reader_train import Scenes, details_of, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
 UNIVERSE = Universe(names=NAMES)
@@ -35,7 +35,7 @@ def test_only_what_can_hold_a_thing_is_said_to():
         ("red cube", "blue cube"),
         ("blue cube", "red cube"),
     }
-    net = ReaderNet(UNIVERSE, vision=5, patches=4, body=3, width=16, depth=1)
+    net = ReaderNet(UNIVERSE, vision=5, patches={"front": 4}, body=3, width=16, depth=1)
     place = net(torch.randn(2, 4, 5), torch.randn(2, 3)).place
     assert place.shape == (2, 6, 8)
     assert torch.isinf(place[:, :, :6][:, ~torch.from_numpy(allowed)]).all()
@@ -76,12 +76,12 @@ def test_it_learns_scenes_that_patches_tell():
     patches[:, 6, 14] = opened * 3.0
     scenes = Scenes(patches=patches.half(), body=torch.zeros(n, 3), present=present, place=place, open=opened)
     torch.manual_seed(0)
-    net = ReaderNet(UNIVERSE, vision=16, patches=7, body=3, width=32, depth=2)
+    net = ReaderNet(UNIVERSE, vision=16, patches={"front": 7}, body=3, width=32, depth=2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
     for step in range(300):
         rows = torch.from_numpy(np.random.default_rng(step).integers(300, size=64))
         some = scenes.rows(rows)
-        value, _ = reading_loss(net(some[0], some[1]), *some[2:])
+        value, _ = reading_loss(net(some[0], some[1]), *some[3:])
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -97,8 +97,15 @@ def reader(nano):
     torch.manual_seed(0)
     patches = patches_of(nano, torch.zeros(1, 2, 96, 96, 3, dtype=torch.uint8))
     net = ReaderNet(
-        UNIVERSE, vision=patches.shape[2], patches=patches.shape[1], body=len(nano.encoder.body), width=16, depth=1
+        UNIVERSE,
+        vision=patches.shape[2],
+        patches={"front": 144, "wrist": 144},
+        body=len(nano.encoder.body),
+        details={"front": 192},
+        width=16,
+        depth=1,
     )
+    torch.nn.init.normal_(net.stems["front"].out.weight)
     return SceneReader(net=net.eval(), universe=UNIVERSE, model=nano)
 
 
@@ -106,11 +113,36 @@ def test_it_is_the_same_after_it_is_loaded(tmp_path, reader):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(2)]
     state = rng.normal(size=16).astype(np.float32)
+    closer = {"front": rng.integers(0, 255, (192, 192, 3), dtype=np.uint8)}
     path = reader.save(tmp_path / "reader").rename(tmp_path / "elsewhere")
-    said, again = reader.read(images, state), SceneReader.load(path).read(images, state)
+    said, again = reader.read(images, state, closer), SceneReader.load(path).read(images, state, closer)
     assert torch.equal(said.present, again.present)
     assert torch.equal(said.place, again.place)
-    assert not torch.equal(said.present, reader.read(images[::-1], state).present)  # cameras are told apart
+    assert not torch.equal(said.present, reader.read(images[::-1], state, closer).present)  # cameras are told apart
+    blank = {"front": np.zeros((192, 192, 3), np.uint8)}
+    assert not torch.equal(said.present, reader.read(images, state, blank).present)  # detail is looked at
+
+
+def test_pictures_in_detail_come_with_their_scenes(recorded):
+    """The detailed picture of every drawn row is the same view as its own small one, whichever store it is from."""
+    stores = [EpisodeStore.open(path) for path in recorded]
+    details, n = details_of(stores), [store.num_episodes for store in stores]
+    blank = torch.zeros(sum(n), 0)
+    scenes = Scenes(patches=blank, body=blank, present=blank, place=blank, open=blank, stores=stores, details=details)
+    rows = torch.tensor([n[0] + 3, 0, n[0] - 1, n[0], sum(n) - 1])
+    found = scenes.rows(rows)[2]["front"].float()
+    small = [stores[int(r >= n[0])].read_images("front", [int(r) - n[0] * int(r >= n[0])])[0] for r in rows]
+    seen = torch.from_numpy(np.stack(small)).float()
+    seen = torch.nn.functional.avg_pool2d(seen.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    apart = (found[:, None] - seen[None]).abs().mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == list(range(5))
+
+
+def test_sizes_that_do_not_fit_the_grid_are_named():
+    with pytest.raises(ConfigError, match=r"expected one of \[48, 96, 192, 384\] px for 12 patches a side, got 100"):
+        DetailStem(100, 12, 8)
+    with pytest.raises(ConfigError, match="got 24"):
+        DetailStem(24, 12, 8)
 
 
 def test_bad_input(tmp_path, reader):
@@ -134,7 +166,9 @@ def recorded(make_arm, tmp_path_factory):
     paths = []
     for name, skill, family in (("bowls", "place_in", "gather"), ("drawers", "store", "store")):
         task = SkillTask(skill=skill, families=(family,))
-        sampler = SceneSampler(tasks=(task,), embodiment=make_arm("arm6_ee"), poses=2, skills=True, split="all")
+        sampler = SceneSampler(
+            tasks=(task,), embodiment=make_arm("arm6_ee"), poses=2, skills=True, split="all", details={"front": 48}
+        )
         paths.append(tmp_path_factory.mktemp("reader") / name)
         store = EpisodeStore.create(paths[-1], sampler.schema)
         with EpisodeWriter(store, fsync=False) as writer:
@@ -153,6 +187,8 @@ def test_the_verb_trains_and_goes_on_from_a_reader(recorded, tmp_path):
 
     first = train(recorded, "first", 30)
     assert json.loads((tmp_path / "first" / "scores.json").read_text())["thing"] > 0.6
+    assert first.details == {"front": 48}
+    assert first.net.stems["front"].out.weight.abs().max() > 0, "what is seen in detail is learnt from"
     again = train(recorded[:1], "again", 1, init=str(tmp_path / "first" / "reader"))
     assert again.universe == first.universe, "what it knew it knows"
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(first.net.parameters(), again.net.parameters()))

@@ -1,6 +1,7 @@
 """From readings to scenes: what counts as there, what is corrected later, and what is kept in mind."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ class Told:
 
     universe = Universe(names=NAMES)
     model = SimpleNamespace(cameras=("front",))
+    details: ClassVar[dict[str, int]] = {}
 
     def __init__(self):
         self.present, self.place, self.open = {}, {}, -5.0
 
-    def read(self, images, state):
+    def read(self, images, state, details=None):
         present = torch.tensor([[self.present.get(name, -5.0) for name in NAMES]])
         place = torch.zeros(1, len(NAMES), len(NAMES) + 2)
         place[:, :, :-2] = -torch.inf
@@ -129,3 +131,14 @@ def test_one_look_that_errs_is_outvoted_and_a_change_is_seen_in_two(told):
     assert within not in look(ReadScenes(reader=told, kinds=KINDS, memory=1)).facts
     with pytest.raises(ConfigError, match="memory"):
         ReadScenes(reader=told, kinds=KINDS, memory=0)
+
+
+def test_detail_that_is_missing_or_of_another_size_is_named(told):
+    told.details = {"front": 8}
+    eyes = ReadScenes(reader=told, kinds=KINDS)
+    with pytest.raises(ConfigError, match=r"got none. Type: env.details.front=8"):
+        look(eyes)
+    image = np.zeros((4, 4, 3), np.uint8)
+    small = Observation(images={"front": image, "front_detail": image}, state=np.zeros(3, np.float32))
+    with pytest.raises(ConfigError, match=r"expected a picture of 8 x 8 px, got one of \(4, 4, 3\)"):
+        eyes.estimate(small, 0)
