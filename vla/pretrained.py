@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError
 from .backbones.source import quiet
@@ -155,12 +157,22 @@ class Pretrained:
             loaded, vocab_size=len(tokenizer), pad_id=int(tokenizer.pad_token_id), cameras=len(cameras), body=body
         )
         backbone: Any = encoder.backbone
-        backbone.pixel_mean = rest["backbone.pixel_mean"].clone()
-        lacking, extra = encoder.load_state_dict(rest, strict=False)
+        try:
+            backbone.pixel_mean = rest["backbone.pixel_mean"].clone()
+            lacking, extra = encoder.load_state_dict(rest, strict=False)
+        except (KeyError, RuntimeError) as error:  # weights of other sizes: of another version
+            raise CheckpointError(f"{path}: pointing.safetensors does not fit: {error}") from error
         lacking = [name for name in lacking if not name.startswith("backbone.vlm.")]
         if lacking or extra:
             raise CheckpointError(f"{path}: pointing.safetensors does not fit: lacks {lacking[:3]}, has {extra[:3]}")
         return cls(encoder=encoder.eval(), tokenizer=tokenizer, recipe=recipe, cameras=cameras, notes=notes)
+
+    @torch.no_grad()
+    def patches(self, images: UInt8[Tensor, "b n height width 3"]) -> Float[Tensor, "b n p v"]:
+        """What the vision tower sees, before words: p patches a camera, row by row."""
+        backbone: Any = self.encoder.backbone
+        seen = backbone.family.look(backbone.normalise(images).flatten(0, 1))
+        return seen.patches.reshape(*images.shape[:2], -1, backbone.vision_width).float()
 
     @torch.no_grad()
     def answer(self, images: np.ndarray | Sequence[np.ndarray], question: str) -> str:

@@ -273,7 +273,7 @@ class SceneReader:
         """
         if len(images) != len(self.model.cameras):
             raise ConfigError(f"expected an image of each of {list(self.model.cameras)}, got {len(images)}")
-        patches = patches_of(self.model, torch.from_numpy(np.stack(images))[None])
+        patches = self.model.patches(torch.from_numpy(np.stack(images))[None]).flatten(1, 2)
         body = torch.from_numpy(np.asarray(state, np.float32))[None, self.model.encoder.body]
         closer = {name: torch.from_numpy(np.asarray((details or {})[name]))[None] for name in self.net.details}
         return self.net(patches, body, closer)
@@ -281,14 +281,6 @@ class SceneReader:
 
 def _universe(told: Mapping[str, Any]) -> Universe:
     return Universe(**{key: tuple(value) for key, value in told["universe"].items()})
-
-
-@torch.no_grad()
-def patches_of(model: Pretrained, images: UInt8[Tensor, "b n height width 3"]) -> Float[Tensor, "b p v"]:
-    """Patches of all cameras, from the model's frozen vision tower."""
-    backbone: Any = model.encoder.backbone
-    seen = backbone.family.look(backbone.normalise(images).flatten(0, 1))
-    return seen.patches.reshape(len(images), -1, backbone.vision_width).float()
 
 
 def reading_loss(

@@ -20,7 +20,7 @@ from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
 from .pretrained import Pretrained, identity_of
-from .scene_reader import GRIPPER, TABLE, ReaderNet, SceneReader, Universe, patches_of, reading_loss
+from .scene_reader import GRIPPER, TABLE, ReaderNet, SceneReader, Universe, reading_loss
 
 AT_ONCE = 32
 """Scenes whose patches are computed at once."""
@@ -102,7 +102,7 @@ def scenes_of(
                 pictures = {name: store.read_images(name, rows) for name in spec.camera_names}
                 images = stack_images(pictures, spec, torch.device("cpu"))
                 assert isinstance(images, Tensor)
-                patches.append(patches_of(model, images).half())
+                patches.append(model.patches(images).flatten(1, 2).half())
                 bar.update(len(rows))
         bodies.append(state[:, model.encoder.body])
         for episode in store.episodes:

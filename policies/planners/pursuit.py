@@ -34,7 +34,7 @@ class GoalChunks:
     takes_guidance = False
 
     def __init__(self, system: SubgoalSystem, *, batch_size: int = 8) -> None:
-        self.model, self.batch_size = system.policy.eval(), batch_size
+        self.model, self.see, self.batch_size = system.policy.eval(), system.see, batch_size
         self.embodiment: EmbodimentSpec = system.embodiment
         self.action_horizon = self.model.action_horizon
         self.noise_dim = self.embodiment.action.dim
@@ -59,7 +59,7 @@ class GoalChunks:
             )
             state = torch.from_numpy(np.stack([observations[k].state for k in full]).astype(np.float32))
             draws = torch.from_numpy(np.asarray(noise[full], np.float32))
-            chunk = self.model.predict(images, shrink(goals, self.model.goal_size), state, draws)
+            chunk = self.model.predict(self.see(images), shrink(goals, self.model.goal_size), state, draws)
             found.append(chunk.numpy()[: len(rows)])
         actions = np.concatenate(found).astype(np.float32)
         stamp = max(o.timestamp for o in observations)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError, StoreError
@@ -287,6 +288,13 @@ def test_stores_that_cannot_be_used(asked, scenes, tmp_path):
         run(asked, tmp_path / "o", tests={"other": str(other.path)})
 
 
+def _wider(path):
+    """Weights of a version with another width."""
+    tensors = load_file(path)
+    tensors["point_readout.position.0.weight"] = torch.zeros(3, 5)
+    save_file(tensors, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -295,6 +303,7 @@ def test_stores_that_cannot_be_used(asked, scenes, tmp_path):
         (lambda p: (p / "brachium.json").write_text("{"), "is damaged"),
         (lambda p: (p / "brachium.json").write_text('{"format": 7}'), "expected format 1, got 7"),
         (lambda p: (p / "model.safetensors").write_bytes(b"123"), "cannot load a backbone"),
+        (lambda p: _wider(p / "pointing.safetensors"), "pointing.safetensors does not fit"),
     ],
 )
 def test_a_damaged_folder(made, tmp_path, damage, words):

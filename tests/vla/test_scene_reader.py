@@ -15,7 +15,7 @@ from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
-from brachium.vla.scene_reader import DetailStem, ReaderNet, Reading, SceneReader, Universe, patches_of, reading_loss
+from brachium.vla.scene_reader import DetailStem, ReaderNet, Reading, SceneReader, Universe, reading_loss
 from brachium.vla.scene_reader_train import Scenes, details_of, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
@@ -95,10 +95,10 @@ def test_it_learns_scenes_that_patches_tell():
 @pytest.fixture
 def reader(nano):
     torch.manual_seed(0)
-    patches = patches_of(nano, torch.zeros(1, 2, 96, 96, 3, dtype=torch.uint8))
+    patches = nano.patches(torch.zeros(1, 2, 96, 96, 3, dtype=torch.uint8))
     net = ReaderNet(
         UNIVERSE,
-        vision=patches.shape[2],
+        vision=patches.shape[3],
         patches={"front": 144, "wrist": 144},
         body=len(nano.encoder.body),
         details={"front": 192},

@@ -4,8 +4,9 @@
 later frame of an episode is a goal of the frames before it. With a fixed step between the frames and regression in
 place of a flow it is an inverse dynamics model, the lower half of UniPi (Du et al. 2023).
 
-The present is seen at full size by every camera: a grasp is decided by millimetres. Goals are as small as a generator
-makes them.
+The present is seen by every camera through a pretrained model's frozen vision, which has learnt where things are; a
+thousand demonstrations are too few to learn to see from. Goals are as small as a generator makes them, and new to that
+model, so their features are learnt.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from ...spec import EmbodimentSpec
 from ..heads.base import Context, HeadInputs
 from ..recipe import instantiate
-from .augment import degrade, relight
+from .augment import degrade
 from .frames import to_unit
 
 STILL = 1e-4
@@ -30,27 +31,28 @@ STILL = 1e-4
 
 
 class ViewPair(nn.Module):
-    """One camera's present and goal image to features: keypoints (spatial softmax, Levine et al. 2016) and means.
+    """One camera's present and goal image to features.
+
+    Keypoints (spatial softmax, Levine et al. 2016), and what is seen at some of them.
 
     Args:
-        size: Side of the present image [pixels].
+        vision: Width of the present's patches.
+        grid: Patches a side.
+        size: Side of the goal image [pixels].
         goals: Whether there are goal images of this camera.
         width: Channels.
-        keypoints: Number of keypoints.
+        keypoints: Number of keypoints; at every eighth the features are read too.
     """
 
-    def __init__(self, *, size: int, goals: bool, width: int, keypoints: int) -> None:
+    def __init__(self, *, vision: int, grid: int, size: int, goals: bool, width: int, keypoints: int) -> None:
         super().__init__()
-        self.grid = size // 4
-        self.now = nn.Sequential(
-            nn.Conv2d(3, 24, 5, stride=2, padding=2),
-            nn.SiLU(),
-            nn.Conv2d(24, width, 3, stride=2, padding=1),
-            nn.GroupNorm(4, width),
-        )
+        self.grid, self.read = grid, max(1, keypoints // 8)
+        self.now = nn.Sequential(nn.LayerNorm(vision), nn.Linear(vision, width))
         self.goal: nn.Module | None = None
         if goals:
-            self.goal = nn.Sequential(nn.Conv2d(3, width, 5, stride=2, padding=2), nn.GroupNorm(4, width))
+            layers: list[nn.Module] = [nn.Conv2d(3, width // 2, 5, stride=2, padding=2), nn.SiLU()]
+            stride = 2 if size > 2 * grid else 1
+            self.goal = nn.Sequential(*layers, nn.Conv2d(width // 2, width, 3, stride, 1), nn.GroupNorm(4, width))
         self.both = nn.Sequential(
             nn.SiLU(),
             nn.Conv2d(2 * width if goals else width, width, 3, padding=1),
@@ -60,26 +62,26 @@ class ViewPair(nn.Module):
             nn.GroupNorm(4, width),
             nn.SiLU(),
         )
-        self.points = nn.Conv2d(width, keypoints, 1)
-        self.far = nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.SiLU())
-        self.features = 2 * keypoints + 4 * 2 * width
+        self.points, self.seen = nn.Conv2d(width, keypoints, 1), nn.Conv2d(width, width, 1)
+        self.features = 2 * keypoints + self.read * width
 
     def forward(
-        self, now: Float[Tensor, "b 3 height width"], goal: Float[Tensor, "b 3 small small"] | None
+        self, now: Float[Tensor, "b p v"], goal: Float[Tensor, "b 3 small small"] | None
     ) -> Float[Tensor, "b f"]:
         """Features of a pair, or of the present alone."""
-        both = [self.now(now)]
+        both = [self.now(now).transpose(1, 2).unflatten(2, (self.grid, self.grid))]
         if self.goal is not None and goal is not None:
             wanted = self.goal(goal)
             if wanted.shape[-1] != self.grid:
                 wanted = F.interpolate(wanted, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
             both.append(wanted)
-        seen = self.both(torch.cat(both, dim=1))
-        weights = self.points(seen).float().flatten(2).softmax(-1).unflatten(2, (self.grid, self.grid))
+        joined = self.both(torch.cat(both, dim=1))
+        weights = self.points(joined).float().flatten(2).softmax(-1)
         places = torch.linspace(-1.0, 1.0, self.grid, device=now.device)
-        u, v = (weights.sum(2) * places).sum(-1), (weights.sum(3) * places).sum(-1)
-        coarse = F.adaptive_avg_pool2d(self.far(seen), 2).flatten(1)
-        return torch.cat([u, v, coarse.float()], dim=1)
+        spread = weights.unflatten(2, (self.grid, self.grid))
+        u, v = (spread.sum(2) * places).sum(-1), (spread.sum(3) * places).sum(-1)
+        read = weights[:, : self.read] @ self.seen(joined).float().flatten(2).transpose(1, 2)
+        return torch.cat([u, v, read.flatten(1)], dim=1)
 
 
 class GoalPolicy(nn.Module):
@@ -88,7 +90,9 @@ class GoalPolicy(nn.Module):
     States and actions go in and come out in the embodiment's own units.
 
     Args:
-        embodiment: Who acts; all its cameras are looked at, and must be square and of one size.
+        embodiment: Who acts; all its cameras are looked at.
+        vision: Width of the patches that the present comes in.
+        grid: Patches a side of an image.
         goal_size: Side of goal images [pixels].
         goals: Cameras of which there are goal images, n of them.
         head: Action head: class and arguments, as in a recipe.
@@ -101,6 +105,8 @@ class GoalPolicy(nn.Module):
         self,
         *,
         embodiment: EmbodimentSpec,
+        vision: int,
+        grid: int,
         goal_size: int,
         goals: Sequence[str],
         head: Mapping[str, Any],
@@ -110,18 +116,22 @@ class GoalPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.embodiment, self.goal_size, self.action_horizon = embodiment, goal_size, action_horizon
-        size = embodiment.cameras[0].shape[0]
         self.goals = tuple(goals)
         for name in self.goals:
             embodiment.camera(name)
         views = [
-            ViewPair(size=size, goals=name in self.goals, width=width, keypoints=keypoints)
+            ViewPair(
+                vision=vision, grid=grid, size=goal_size, goals=name in self.goals, width=width, keypoints=keypoints
+            )
             for name in embodiment.camera_names
         ]
         self.views = nn.ModuleList(views)
         state, action, wide = embodiment.state.dim, embodiment.action.dim, 4 * width
         features = sum(view.features for view in views)
-        self.join = nn.Sequential(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU())
+        self.join = nn.Sequential(
+            *(nn.Linear(features + state, wide), nn.LayerNorm(wide), nn.SiLU()),
+            *(nn.Linear(wide, wide), nn.LayerNorm(wide), nn.SiLU()),
+        )
         inputs = HeadInputs(context_dim=wide, action_horizon=action_horizon, action_dims={embodiment.name: action})
         self.head = instantiate(head, inputs=inputs)
         for name, dim in (("state", state), ("action", action)):
@@ -140,11 +150,11 @@ class GoalPolicy(nn.Module):
 
     def context(
         self,
-        now: Float[Tensor, "b c 3 height width"],
+        now: Float[Tensor, "b c p v"],
         goal: Float[Tensor, "b n 3 small small"],
         state: Float[Tensor, "b s"],
     ) -> Context:
-        """What the head is told; images from -1 to 1, `state` scaled."""
+        """What the head is told; `now` in patches, goal images from -1 to 1, `state` scaled."""
         place = {name: k for k, name in enumerate(self.goals)}
         pairs = [goal[:, place[name]] if name in place else None for name in self.embodiment.camera_names]
         seen = [view(now[:, k], pairs[k]) for k, view in enumerate(self.views)]
@@ -152,7 +162,7 @@ class GoalPolicy(nn.Module):
 
     def loss(
         self,
-        images: UInt8[Tensor, "b c height width 3"],
+        patches: Float[Tensor, "b c p v"],
         goal: UInt8[Tensor, "b n small small 3"],
         state: Float[Tensor, "b s"],
         actions: Float[Tensor, "b h a"],
@@ -162,28 +172,26 @@ class GoalPolicy(nn.Module):
         augment: float = 1.0,
         goal_augment: float = 1.0,
     ) -> Float[Tensor, " b"]:
-        """The head's loss on augmented images; observation and goal are augmented each for itself."""
-        now, wanted = to_unit(images), to_unit(goal)
+        """The head's loss, with noise on the state and goals as a generator might have made them."""
         scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
         if augment > 0.0:
-            now = relight(now, generator, 0.15 * augment)
             scaled = scaled + 0.02 * augment * torch.randn(scaled.shape, generator=generator).to(scaled)
-        wanted = degrade(wanted, generator, goal_augment)
+        wanted = degrade(to_unit(goal), generator, goal_augment)
         target = (actions - self.get_buffer("action_mean")) / self.get_buffer("action_scale")
-        context = self.context(now, wanted, scaled)
+        context = self.context(patches, wanted, scaled)
         return self.head.loss(context, target, real, self.get_buffer("active"), self.embodiment.name, generator)
 
     @torch.no_grad()
     def predict(
         self,
-        images: UInt8[Tensor, "b c height width 3"],
+        patches: Float[Tensor, "b c p v"],
         goal: UInt8[Tensor, "b n small small 3"],
         state: Float[Tensor, "b s"],
         noise: Float[Tensor, "b h a"],
     ) -> Float[Tensor, "b h a"]:
         """Chunks, in the embodiment's units and limits; the same noise gives the same chunk."""
         scaled = (state - self.get_buffer("state_mean")) / self.get_buffer("state_scale")
-        context = self.context(to_unit(images), to_unit(goal), scaled)
+        context = self.context(patches, to_unit(goal), scaled)
         found = self.head.sample(context, noise, self.get_buffer("active"), self.embodiment.name).float()
         found = found * self.get_buffer("action_scale") + self.get_buffer("action_mean")
         spec = self.embodiment.action

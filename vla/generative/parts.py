@@ -186,6 +186,10 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
         return done
     path.unlink(missing_ok=True)
     objective: Objective = loss
+    vision, began = plan.folder / "vision.npy", time.monotonic()
+    if name == "policy":
+        stages.see(vision)
+    seeing = time.monotonic() - began
     loop = TrainLoop(
         name=name,
         module=module,
@@ -200,13 +204,15 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
     metrics = loop.run()
     loop.use_average()
     module.eval()
-    meta = {"identity": json.dumps(identity, sort_keys=True, default=str), "seconds": str(loop.spent)}
+    meta = {"identity": json.dumps(identity, sort_keys=True, default=str), "seconds": str(loop.spent + seeing)}
     temporary = path.with_suffix(".partial")
     weights = {k: v.contiguous() for k, v in module.state_dict().items()}
     save_file(weights, temporary, meta | {"metrics": json.dumps(metrics)})
     temporary.replace(path)
     (plan.folder / f"resume-{name}.safetensors").unlink(missing_ok=True)
-    return loop.spent, metrics
+    stages.patches = None
+    vision.unlink(missing_ok=True)
+    return loop.spent + seeing, metrics
 
 
 def _finished(path: Path, identity: Mapping[str, Any]) -> tuple[float, dict[str, float]] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -81,6 +82,10 @@ class Reader(nn.Module):
         self.pretrained, self.encoder = pretrained, pretrained.encoder.eval().requires_grad_(False)
         self.instructions = InstructionEncoder(pretrained.tokenizer, pretrained.recipe.max_tokens)
         self.cameras, self.width, self.roles = pretrained.cameras, self.encoder.width, len(ROLES)
+        backbone: Any = self.encoder.backbone
+        self.vision, self.grid = int(backbone.vision_width), tuple(backbone.grid)
+        if self.grid[0] != self.grid[1] or not self.vision:
+            raise ConfigError("expected a pretrained model with a vision tower of square images, such as encoder=nano")
 
     @classmethod
     def load(cls, name: str) -> Reader:

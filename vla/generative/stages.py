@@ -5,8 +5,10 @@ Every draw of step i comes from a generator seeded with (seed, i), as `vla.loop`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ...console import progress as progress_bar
+from ...console import require_disk
 from ...datasets.sampler import ShuffledSampler
 from .frames import FrameData, to_unit
 from .generator import FrameGenerator
@@ -35,7 +38,7 @@ class Augmentation:
     """What is done to the inputs of the policy in training.
 
     Attributes:
-        observation: Factor of changes to what is seen; 0 for none.
+        observation: Factor of the noise on the robot's state; 0 for none.
         goal: Factor of changes to goals, drawn for themselves; 0 for none.
         round_trips: Share of goals that are taken from a round trip through the generator.
         words: Noise on the summary of instructions.
@@ -78,6 +81,8 @@ class Stages:
         self._samplers: dict[tuple[int, int], ShuffledSampler] = {}
         self.made: Tensor | None = None
         """Round trips: every frame as the generator would have made it."""
+        self.patches: np.ndarray | None = None
+        """What every frame looks like to the policy, in half precision; computed when it is asked for where None."""
 
     def drawn(self, step: int, seed: int, batch_size: int) -> tuple[np.ndarray, np.random.Generator]:
         """Frames of a step, and the generator of what else is drawn."""
@@ -151,6 +156,26 @@ class Stages:
                 bar.update(len(now))
         self.made = made
 
+    def see(self, path: Path) -> None:
+        """Compute what every frame looks like to the policy, into a file: it is too much for memory."""
+        data, count = self.data, len(self.data.owner)
+        cameras = len(data.store.embodiment.camera_names)
+        shape = (count, cameras, self.system.reader.grid[0] ** 2, self.system.reader.vision)
+        require_disk(path.parent, 2.0 * math.prod(shape) + 1e8, "the vision of every frame")
+        seen = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        with progress_bar("vision", total=count, unit="frames") as bar:
+            for start in range(0, count, AT_ONCE):
+                rows = np.arange(start, min(start + AT_ONCE, count))
+                seen[rows] = self.system.see(data.images(rows)).half().numpy()
+                bar.update(len(rows))
+        self.patches = seen
+
+    def looks(self, now: np.ndarray) -> Float[Tensor, "b c p v"]:
+        """What some frames look like to the policy."""
+        if self.patches is None:
+            return self.system.see(self.data.images(now))
+        return torch.from_numpy(self.patches[now]).float()
+
     # -- policy --------------------------------------------------------------------------------------------------------
 
     def policy_batch(self, step: int, seed: int, batch_size: int) -> dict[str, Any]:
@@ -174,7 +199,7 @@ class Stages:
         """What the policy sees and should do at some frames; `done` as in `FrameData.chunk`."""
         actions, real = self.data.chunk(now, self.system.policy.action_horizon, done)
         state = self.data.state[torch.from_numpy(now)]
-        return {"images": self.data.images(now), "goal": goal, "state": state, "actions": actions, "real": real}
+        return {"patches": self.looks(now), "goal": goal, "state": state, "actions": actions, "real": real}
 
     def policy_loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """See `GoalPolicy.loss`."""
@@ -200,7 +225,7 @@ class Stages:
     @staticmethod
     def _first_action_error(policy: Any, batch: dict[str, Any], goal: Tensor) -> float:
         noise = torch.zeros_like(batch["actions"])
-        chunk = policy.predict(batch["images"], goal, batch["state"], noise)
+        chunk = policy.predict(batch["patches"], goal, batch["state"], noise)
         scaled: Float[Tensor, "b a"] = ((chunk - batch["actions"]) / policy.get_buffer("action_scale"))[:, 0]
         return float(scaled[:, policy.get_buffer("active")].abs().mean())
 

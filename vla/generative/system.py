@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from .others import Others
 from .progress import ProgressFilter
 from .reading import Reader, Reading
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("config.json", "meta.json", "model.safetensors", "encoder")
 
 
@@ -42,7 +42,7 @@ class SubgoalSystem(nn.Module):
         cameras: Cameras whose future is generated; the policy sees the present of all.
         reader: Reads instructions; not among the weights, for it is never trained here.
         generator: Arguments of `FrameGenerator` beside cameras, words and roles.
-        policy: Arguments of `GoalPolicy` beside the embodiment and the size of goals.
+        policy: Arguments of `GoalPolicy` beside the embodiment, vision and the size of goals.
         progress: Arguments of `ProgressFilter`, likewise.
     """
 
@@ -72,7 +72,14 @@ class SubgoalSystem(nn.Module):
         told = {"cameras": len(self.cameras), "words": reader.width, "roles": reader.roles}
         size = int(generator["size"])
         self.generator = FrameGenerator(**generator, **told)
-        self.policy = GoalPolicy(embodiment=embodiment, goal_size=size, goals=self.cameras, **policy)
+        self.policy = GoalPolicy(
+            embodiment=embodiment,
+            vision=reader.vision,
+            grid=reader.grid[0],
+            goal_size=size,
+            goals=self.cameras,
+            **policy,
+        )
         self.progress = ProgressFilter(size=size, **progress, **told)
         self.others: Others | None = None
         self._reader = (reader,)  # in a tuple, so that its weights are not counted as this module's
@@ -85,6 +92,10 @@ class SubgoalSystem(nn.Module):
     def read(self, images: UInt8[Tensor, "b c height width 3"], texts: Sequence[str]) -> Reading:
         """What texts say about images, in the cameras whose future is generated."""
         return self.reader(images, texts).of(self.views)
+
+    def see(self, images: UInt8[Tensor, "b c height width 3"]) -> Float[Tensor, "b c p v"]:
+        """The present as the policy takes it."""
+        return self.reader.pretrained.patches(images)
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> Path:
         """Write the folder; it appears whole or not at all, and replaces an older one."""

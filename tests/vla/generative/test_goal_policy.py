@@ -14,6 +14,8 @@ from brachium.vla.generative.goal_policy import GoalPolicy
 from brachium.vla.generative.progress import ProgressFilter
 from brachium.vla.generative.reading import Reading, other_texts
 
+SIZES = {"vision": 48, "grid": 8, "goal_size": 16, "goals": CAMERAS, "action_horizon": 2, "width": 16}
+
 
 def pair(now, later, size=32):
     """Images of both cameras with the square at two places: uint8 (1, n, size, size, 3) each."""
@@ -21,9 +23,12 @@ def pair(now, later, size=32):
 
 
 def batch_of(places, ahead):
-    """Present and goal images, states and actions of squares that move by an action of `ahead` / 6."""
+    """The present in patches (b, n, 64, 48), goal images, states and actions: squares move by an action of `ahead` / 6."""
     pairs = [pair(x, x + d) for x, d in zip(places, ahead)]
     now, goal = (torch.cat(each) for each in zip(*pairs))
+    now = (
+        now.unflatten(2, (8, 4)).unflatten(4, (8, 4)).transpose(3, 4).flatten(4).flatten(2, 3) / 255.0
+    )  # patches of 4 px
     state = torch.zeros(len(places), 10)
     state[:, 0] = torch.as_tensor(places, dtype=torch.float32)
     action = torch.zeros(len(places), 2, 2)
@@ -35,9 +40,7 @@ def batch_of(places, ahead):
 def test_motion_between_two_frames_is_read_off_them(head):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    policy = GoalPolicy(
-        embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=head, action_horizon=2, width=16, keypoints=8
-    )
+    policy = GoalPolicy(embodiment=make_spec(), head=head, keypoints=8, **SIZES)
     training = batch_of(rng.integers(6, 20, 400).tolist(), rng.integers(-6, 7, 400).tolist())
     policy.fit(training[2], training[3][:, 0])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
@@ -62,9 +65,7 @@ def test_motion_between_two_frames_is_read_off_them(head):
 
 def test_actions_stay_within_the_limits_of_the_robot():
     torch.manual_seed(0)
-    policy = GoalPolicy(
-        embodiment=make_spec(), goal_size=16, goals=CAMERAS, head=FLOW, action_horizon=2, width=16, keypoints=4
-    )
+    policy = GoalPolicy(embodiment=make_spec(), head=FLOW, keypoints=4, **SIZES)
     policy.get_buffer("action_scale").fill_(100.0)
     now, goal, state, _ = batch_of([8, 9], [3, -3])
     found = policy.predict(now, shrink(goal, 16), state, torch.randn(2, 2, 2))
