@@ -93,9 +93,10 @@ def write_page(results: Mapping[str, Any]) -> None:
     rows = results["rows"]
     base = rows.get("default", {}).get("outcomes")
     lines = [
-        "| planner | success [%] | seen wordings | held-out wordings | ended too early [%] | goal literals [%] | "
-        "refused/episode | skills/optimum of its successes | ms/proposal | p |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| planner | success [%] | seen wordings | held-out wordings | held at some time [%] | ended too early [%] | "
+        "went on after it held [%] | goal literals [%] | invalid/episode | refused/episode | "
+        "skills/optimum of its successes | recovered [%] | ms/proposal | p |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (title, _) in ROWS.items():
         if name not in rows:
@@ -107,9 +108,10 @@ def write_page(results: Mapping[str, Any]) -> None:
         steps = total["skills_to_optimum"]
         lines.append(
             f"| {title} | {share(total['success'])} | {share(row['splits']['train']['success'])} "
-            f"| {share(row['splits']['paraphrase']['success'])} | {share(total['premature'])} "
-            f"| {100 * total['goal_share']:.0f} | {total['refused_per_episode']:.2f} "
-            f"| {'' if steps is None else f'{steps:.2f}'} | {total['ms_per_proposal']:.1f} | {p} |"
+            f"| {share(row['splits']['paraphrase']['success'])} | {share(total['ever'])} | {share(total['premature'])} "
+            f"| {share(total['overrun'])} | {100 * total['goal_share']:.0f} | {total['invalid_per_episode']:.2f} "
+            f"| {total['refused_per_episode']:.2f} | {'' if steps is None else f'{steps:.2f}'} "
+            f"| {share(total['recovered']) if total['recovered'] else ''} | {total['ms_per_proposal']:.1f} | {p} |"
         )
     count = next(iter(rows.values()))["total"]["episodes"]
     text = (

@@ -27,8 +27,7 @@ SEED = 4_000_000
 TASKS = ("reach", "push", "place")
 MIX = "splits={train: 0.5, paraphrase: 0.25, pair: 0.25}"
 RECORDED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "demos": tuple((f"env=tabletop/{task}", "episodes=250") for task in TASKS),
-    "more": (
+    "demos": (
         *((f"env=tabletop/{task}", "episodes=250") for task in TASKS),
         # The arm goes astray in every one of these: what comes back from beside a thing is rare in the others.
         ("env=tabletop/push", "episodes=300", "seed=10000", "stumble=1.0"),
@@ -37,23 +36,10 @@ RECORDED: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Store -> words of the commands that record it."""
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "visual-begin": ("train-visual", "store={work}/demos"),
-    "visual": (
-        *("train-visual", "store={work}/more", "init={work}/visual-begin/checkpoint", "editor.steps=200"),
-        *("editor.lr=0.0004", "editor.warmup=20", "policy.steps=1100", "policy.lr=0.0007", "policy.warmup=50"),
-        "progress.steps=100",
-    ),
-    "video-begin": (
-        *("train-video", "store={work}/demos", "init={work}/visual-begin/checkpoint", "inverse.steps=5"),
-        *("progress.steps=5", "augmentation.round_trips=0"),
-    ),
-    "video": (
-        *("train-video", "store={work}/more", "init={work}/visual/checkpoint"),
-        *("video_init={work}/video-begin/checkpoint", "video.steps=100", "video.lr=0.0004", "video.warmup=20"),
-        *("inverse.steps=500", "inverse.lr=0.0007", "inverse.warmup=50", "progress.steps=50"),
-    ),
+    "visual": ("train-visual", "store={work}/demos", "editor.steps=2200", "policy.steps=5000"),
+    "video": ("train-video", "store={work}/demos", "init={work}/visual/checkpoint"),
     "language": (
-        *("train", "store={work}/more", "encoder=nano", "optimization.steps=3500", "optimization.batch_size=128"),
+        *("train", "store={work}/demos", "encoder=nano", "optimization.steps=3500", "optimization.batch_size=128"),
         *("optimization.ema=0.998", "optimization.warmup=100"),
     ),
 }

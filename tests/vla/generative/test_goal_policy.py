@@ -23,7 +23,7 @@ def pair(now, later, size=32):
 
 
 def batch_of(places, ahead):
-    """The present in patches (b, n, 64, 48), goal images, states and actions: squares move by an action of `ahead` / 6."""
+    """The present in patches (b, n, 64, 48), goals, states, actions of squares moved by an action of `ahead` / 6."""
     pairs = [pair(x, x + d) for x, d in zip(places, ahead)]
     now, goal = (torch.cat(each) for each in zip(*pairs))
     now = (
