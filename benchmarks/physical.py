@@ -135,7 +135,7 @@ def chains(policy: str | None, count: int) -> dict[str, Any]:
     from hydra.utils import instantiate
 
     from brachium.policies.executor import RecedingHorizon
-    from brachium.policies.planners.chains import run_chain, summarise_chains
+    from brachium.policies.planners.chains import CHAINED, run_chain, summarise_chains
     from brachium.policies.planners.evaluate import load_policy
     from brachium.policies.planners.executing import ScriptedSkills
 
@@ -146,7 +146,7 @@ def chains(policy: str | None, count: int) -> dict[str, Any]:
     rows = []
     with progress("chains", total=count, unit="chains") as bar:
         for k in range(count):
-            rows.append(run_chain(world, acts or ScriptedSkills(world), SEED + 100_000 + k))
+            rows.append(run_chain(world, acts or ScriptedSkills(world), SEED + CHAINED + k))
             bar.update(1, mean=f"{sum(row['done'] for row in rows) / len(rows):.2f}")
     return {**summarise_chains(rows), "done": [row["done"] for row in rows]}
 

@@ -56,13 +56,20 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--chains", type=int, default=100, help="of five tasks")
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", default="outputs/planners")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
     for name in options.only:
         folder = Path(options.out) / name
-        words = [*ROWS[name][1], f"episodes={options.episodes}", f"seed={SEED}", f"out={folder}"]
+        words = [
+            *ROWS[name][1],
+            f"episodes={options.episodes}",
+            f"seed={SEED}",
+            f"out={folder}",
+            f"chains={options.chains}",
+        ]
         log("$ brachium eval " + " ".join(words))
         subprocess.run([sys.executable, "-m", "brachium", "eval", *words], check=True, stdout=subprocess.DEVNULL)
         summary = json.loads((folder / "summary.json").read_text())
@@ -95,8 +102,8 @@ def write_page(results: Mapping[str, Any]) -> None:
     lines = [
         "| planner | success [%] | seen wordings | held-out wordings | held at some time [%] | ended too early [%] | "
         "went on after it held [%] | goal literals [%] | invalid/episode | refused/episode | "
-        "skills/optimum of its successes | recovered [%] | ms/proposal | p |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "skills/optimum of its successes | recovered [%] | tasks of five in a row | ms/proposal | p |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (title, _) in ROWS.items():
         if name not in rows:
@@ -106,12 +113,14 @@ def write_page(results: Mapping[str, Any]) -> None:
         if base is not None and name != "default" and len(row["outcomes"]) == len(base):
             p = f"{mcnemar(row['outcomes'], base):.2g}"
         steps = total["skills_to_optimum"]
+        recovered = share(total["recovered"]) if total["recovered"] else ""
+        chain = f"{row['chains']['mean']:.2f}" if "chains" in row else ""
         lines.append(
             f"| {title} | {share(total['success'])} | {share(row['splits']['train']['success'])} "
             f"| {share(row['splits']['paraphrase']['success'])} | {share(total['ever'])} | {share(total['premature'])} "
             f"| {share(total['overrun'])} | {100 * total['goal_share']:.0f} | {total['invalid_per_episode']:.2f} "
             f"| {total['refused_per_episode']:.2f} | {'' if steps is None else f'{steps:.2f}'} "
-            f"| {share(total['recovered']) if total['recovered'] else ''} | {total['ms_per_proposal']:.1f} | {p} |"
+            f"| {recovered} | {chain} | {total['ms_per_proposal']:.1f} | {p} |"
         )
     count = next(iter(rows.values()))["total"]["episodes"]
     text = (

@@ -90,7 +90,7 @@ class KinematicTable(SymbolicTable):
         """An episode of given work, on a table that is laid anew."""
         super().begin(errand, seed)
         self._lay(np.random.default_rng([seed, 0x1A7]))
-        return self._observe(), self._info(invalid=False)
+        return self.observe(), self._info(invalid=False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Try one skill, and show it."""
@@ -101,7 +101,7 @@ class KinematicTable(SymbolicTable):
             self._move_through(self.calls[number], before, was_open)
         self._set(self._places(), DRAWER_TRAVEL * self._drawer_open())
         self._picture()
-        return self._observe(), reward, terminated, truncated, info
+        return self.observe(), reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:
         """The front camera, for people: uint8 (size, size, 3)."""
@@ -205,8 +205,9 @@ class KinematicTable(SymbolicTable):
         if self.record:
             self.frames.append(self.render())
 
-    def _observe(self) -> dict[str, Any]:
-        found = super()._observe()
+    def observe(self) -> dict[str, Any]:
+        """What is seen now."""
+        found = super().observe()
         return {**found, **self.sim.images()} if self.images and self.layout.items else found
 
 

@@ -20,12 +20,13 @@ from ...spec import EmbodimentSpec, detail_feature
 from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
 from ..tabletop import CHARSET
 from ..tasks.base import OFF_TABLE, fallen
+from .chains import draw_chain, task_of
 from .domain import tabletop_skills, universe
 from .experts import expert
 from .families import Errand, sample, told
 from .layout import Layout
 from .measure import drawer_open, has_drawer, measured
-from .skills import BOWL, LEAST, MOST, SkillTask, draw_skill
+from .skills import BOWL, LEAST, MOST, SkillTask
 from .symbolic import MAX_INSTRUCTION, check_families, checked_split
 
 START = np.array([0.24, 0.0, 0.25])
@@ -187,20 +188,13 @@ class PhysicalTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self.sim.driver.encode(position, DOWN, gripper)
 
     def chain(self, seed: int, length: int = 5) -> list[SkillCall]:
-        """Begin an episode of tasks in a row, each possible after those before it (CALVIN's protocol, 2112.03227).
-
-        Whoever runs it says the instructions; ``success`` is not for chains.
-        """
+        """Begin an episode of tasks in a row, each possible after those before it; `say` tells one."""
         self.reset(seed=seed)
-        rng, facts = np.random.default_rng([seed, 0xCA17]), self.facts
-        calls: list[SkillCall] = []
-        while len(calls) < length:
-            call = draw_skill(rng, self.library, self.scene.things, facts)
-            if call is None:
-                break
-            facts = call.apply(facts)
-            calls.append(call)
-        return calls
+        return draw_chain(np.random.default_rng([seed, 0xCA17]), self.library, self.scene, length)
+
+    def say(self, call: SkillCall) -> None:
+        """Ask for a task of a chain: it is the instruction, and ``success`` from now on."""
+        self.errand, self.ever = task_of(self._errand(), call), False
 
     def render(self) -> np.ndarray:
         """The front camera, for people: uint8 (size, size, 3)."""

@@ -11,10 +11,11 @@ from ...sim.scene import OBJECT_KINDS, Item
 from ...sim.scene import Scene as Table
 from ...sim.simulation import Simulation
 from ...sim.world import DRAWER_TRAVEL
-from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary, Thing
+from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
 from ..language import Phrasings
 from ..tasks.base import OFF_TABLE, Episode, fallen, sample_tool
-from .domain import place_of, tabletop_skills
+from .chains import draw_skill, sensible
+from .domain import tabletop_skills
 from .experts import expert
 from .families import sample
 from .layout import Layout
@@ -24,8 +25,6 @@ MOST = 8
 """Things at most on a table: labels of scenes have room for as many."""
 BEFORE = 4
 """Skills at most that were done before the one that is asked for."""
-TOWER, FULL = 3, {"bowl": 1, "drawer": 1}
-"""Cubes at most in a tower, and things in a bowl or in the drawer before one more is put there."""
 BOWL = 0.056
 """Radius of bowls [m]: fingers must have room in them."""
 LEAST = 0.02
@@ -155,34 +154,3 @@ class SkillTask:
 
 def _holds(facts: Facts, call: SkillCall) -> bool:
     return all((Literal(s.pred, s.args) in facts) == s.value for s in call.success)
-
-
-def sensible(library: SkillLibrary, things: Sequence[Thing], facts: Facts) -> list[SkillCall]:
-    """What can be done and does not pile too much up."""
-    now = Scene(things=tuple(things), facts=facts)
-    return [c for c in library.calls(things) if c.applicable(facts) and _sensible(now, c)]
-
-
-def draw_skill(
-    rng: np.random.Generator, library: SkillLibrary, things: Sequence[Thing], facts: Facts
-) -> SkillCall | None:
-    """Something that can be done, one kind of skill as likely as another; None where nothing can."""
-    options = sensible(library, things, facts)
-    names = sorted({call.spec.name for call in options})
-    if not names:
-        return None
-    name = names[int(rng.integers(len(names)))]
-    alike = [call for call in options if call.spec.name == name]
-    return alike[int(rng.integers(len(alike)))]
-
-
-def _sensible(scene: Scene, call: SkillCall) -> bool:
-    if call.spec.name in ("place_in", "store"):
-        within = [f for f in scene.facts if f.pred == "in" and f.args[1] == call.args[1]]
-        return len(within) < FULL[scene.names[call.args[1]].kind]
-    if call.spec.name == "stack":
-        height, below = 2, call.args[1]
-        while scene.names[place := place_of(scene, below)].kind == "cube":
-            below, height = place, height + 1
-        return height <= TOWER and scene.names[place].kind == "table"
-    return True

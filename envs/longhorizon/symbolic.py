@@ -11,8 +11,9 @@ from gymnasium import spaces
 
 from ...errors import ConfigError, did_you_mean
 from ...spec import EmbodimentSpec, FeatureSpec
-from ...symbols import Facts, Literal, Scene, Thing
+from ...symbols import Facts, Literal, Scene, SkillCall, Thing
 from ..tabletop import CHARSET
+from .chains import draw_chain, task_of
 from .domain import DRAWER, TABLE, facts_of, place_of, tabletop_skills, universe
 from .families import FAMILIES, SHORT, Errand, sample, told
 
@@ -104,7 +105,7 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             sample(self.np_random, families=self.families, held_out=split == "paraphrase"),
             int(self.np_random.integers(2**63)),
         )
-        return self._observe(), {**self._info(invalid=False), "split": split}
+        return self.observe(), {**self._info(invalid=False), "split": split}
 
     def ask(
         self, instruction: str, names: Sequence[str] = (), *, drawer_open: bool = False, seed: int = 0
@@ -121,7 +122,7 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         draw, step = rng.random(), int(rng.integers(1, 7))
         self._disturb_at = step if draw < self.disturbance else -1
         self._luck = rng
-        return self._observe(), self._info(invalid=False)
+        return self.observe(), self._info(invalid=False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Try one skill."""
@@ -144,7 +145,16 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._interfere(float(draws[2]))
         info = self._info(invalid=invalid)
         self.ever = info["ever"]
-        return self._observe(), float(info["success"]), False, self.steps >= self.max_steps, info
+        return self.observe(), float(info["success"]), False, self.steps >= self.max_steps, info
+
+    def chain(self, seed: int, length: int = 5) -> list[SkillCall]:
+        """Begin an episode of tasks in a row, each possible after those before it; `say` tells one."""
+        self.reset(seed=seed)
+        return draw_chain(np.random.default_rng([seed, 0xCA17]), self.library, self.scene, length)
+
+    def say(self, call: SkillCall) -> None:
+        """Ask for a task of a chain: it is the instruction, and ``success`` from now on."""
+        self.errand, self.ever = task_of(self._errand(), call), False
 
     def _interfere(self, draw: float) -> None:
         """Somebody takes a thing out of its place, or closes or opens the drawer."""
@@ -181,7 +191,8 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         found = {"success": success, "ever": self.ever or success, "goal_share": share, "invalid": invalid}
         return {**found, "task": errand.family}
 
-    def _observe(self) -> dict[str, Any]:
+    def observe(self) -> dict[str, Any]:
+        """What is told now."""
         return {"state": np.array([self._time()], np.float32), "instruction": self._errand().instruction}
 
     def _time(self) -> float:

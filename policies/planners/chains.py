@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...console import progress
 from ..base import Policy
 from ..intervals import rate
+from .base import Done
 from .executing import observed
+from .runner import HierarchicalRunner
 
 LIMIT = 100
 """Steps for each task; CALVIN gives 360 at 30 Hz, which is 12 s."""
+CHAINED = 100_000
+"""Seeds of chains begin so far after those of episodes."""
 UP = 0.14
 """Height of the tool at which a task is over [m]."""
 
@@ -46,6 +51,55 @@ def run_chain(world: Any, policy: Policy, seed: int, *, length: int = 5, limit: 
             break
         done += 1
     return {"seed": seed, "tasks": [call.key for call in calls], "done": done, "steps": steps}
+
+
+def run_planned_chain(
+    world: Any, runner: HierarchicalRunner, seed: int, *, length: int = 5, limit: int = LIMIT
+) -> dict[str, Any]:
+    """Tell a planner one task after another; each must be done when the system says that it is, or the chain ends.
+
+    Args:
+        world: With `chain` and `say`; one lane.
+        runner: Told each task's instruction.
+        seed: Of table, tasks and draws.
+        length: Tasks.
+        limit: Steps for each task.
+
+    Returns:
+        As `run_chain`, and ``ended``, how the last task did.
+    """
+    calls = world.chain(seed, length)
+    runner.reset(0, seed)
+    done, steps, ended = 0, 0, None
+    for call in calls:
+        world.say(call)
+        seen = world.observe()
+        for _ in range(limit):
+            action = runner.act([observed(seen, world.spec_embodiment, world.scene.stamp)], [0])[0]
+            ended = runner.ended(0)
+            if ended is not None:
+                break
+            seen, _, lost, _, _ = world.step(action)
+            steps += 1
+            if lost:
+                break
+        if not isinstance(ended, Done) or world.scene.unmet(call.success):
+            break
+        done += 1
+    told = "out of time" if ended is None else type(ended).__name__.lower()
+    return {"seed": seed, "tasks": [call.key for call in calls], "done": done, "steps": steps, "ended": told}
+
+
+def run_chains(
+    world: Any, runner: HierarchicalRunner, seed: int, count: int, *, limit: int = LIMIT
+) -> list[dict[str, Any]]:
+    """Some chains of a planner, with progress."""
+    rows: list[dict[str, Any]] = []
+    with progress("chains", total=count, unit="chains") as bar:
+        for k in range(count):
+            rows.append(run_planned_chain(world, runner, seed + CHAINED + k, limit=limit))
+            bar.update(1, mean=f"{sum(row['done'] for row in rows) / len(rows):.2f}")
+    return rows
 
 
 def summarise_chains(rows: Sequence[dict[str, Any]], length: int = 5) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ...console import log, progress, table
 from ...errors import ConfigError
 from ...spec import EmbodimentSpec
 from ..base import Policy
+from .chains import run_chains, summarise_chains
 from .episode import run_episode, summarise
 from .lm.base import LanguageModel
 from .timeline import write_planner_report
@@ -43,6 +44,7 @@ def evaluate_planner(
     look_every: int = 1,
     confirm: int = 1,
     episodes: int = 200,
+    chains: int = 0,
     splits: Mapping[str, float] | None = None,
     seed: int = 1_000_000,
     out: str = "outputs/eval-planner",
@@ -72,12 +74,14 @@ def evaluate_planner(
         look_every: Steps between two looks at scene, success and end.
         confirm: Looks in a row that tell that a skill is done.
         episodes: To run.
+        chains: Chains of five tasks to run too (CALVIN's protocol): each is told when the system has ended the one
+            before, and counts where it is done then.
         splits: Kind of wording -> share of the episodes.
         seed: First seed; training uses seeds below a million.
         out: Folder for episodes and summary.
     """
-    if episodes < 1:
-        raise ConfigError(f"expected at least one episode, got {episodes}")
+    if episodes < 1 or chains < 0:
+        raise ConfigError(f"expected at least one episode and chains from 0, got {episodes} and {chains}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     world: Any = env().unwrapped
@@ -133,6 +137,12 @@ def evaluate_planner(
     }
     families = sorted({row["family"] for row in rows})
     summary["families"] = {f: summarise([r for r in rows if r["family"] == f]) for f in families}
+    if chains:
+        done = run_chains(world, runner, seed, chains)
+        (folder / "chains.json").write_text(json.dumps(done, indent=1) + "\n")
+        told = summarise_chains(done)
+        summary["chains"] = told
+        log(f"{chains} chains of five tasks: {told['mean']:.2f} done in a row")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(summary)
     log(f"episodes with every decision: {folder / 'episodes.jsonl'}")

@@ -21,6 +21,7 @@ from brachium.policies.planners.base import (
     Verdict,
 )
 from brachium.policies.planners.calls import CallPolicy, wait
+from brachium.policies.planners.chains import run_planned_chain
 from brachium.policies.planners.detectors import Erring, LiteralGoal, LiteralSuccess, SceneOf
 from brachium.policies.planners.evidence import Evidence
 from brachium.policies.planners.gate import Gate
@@ -540,3 +541,32 @@ def test_mistakes_are_told():
     with pytest.raises(ConfigError, match="needs to know the scene"):
         go(env, loop(env, best(env), scenes=None))
     assert Evidence().decide(()) == "open"
+
+
+def test_tasks_in_a_row_count_where_they_are_done_when_the_system_says_so():
+    env = world(families=())
+    whole = run_planned_chain(env, loop(env, best(env)), 5)
+    assert (whole["done"], whole["ended"]) == (5, "done")
+    assert whole["steps"] >= 5
+    assert len(set(whole["tasks"])) > 1
+    env = world(families=())
+    hasty = loop(env, Told(lambda context: Done()), termination="planner")
+    assert run_planned_chain(env, hasty, 5)["done"] == 0, "its word alone is no work"
+    env = world(families=(), failure=1.0)
+    slow = run_planned_chain(env, loop(env, best(env)), 5, limit=4)
+    assert (slow["done"], slow["ended"], slow["steps"]) == (0, "out of time", 4)
+
+
+def test_a_task_of_a_chain_is_what_success_is_from_then_on():
+    env = world(families=())
+    calls = env.chain(7)
+    env.say(calls[0])
+    assert env.observe()["instruction"] == calls[0].instruction
+    number = env.instructions.index(calls[0].instruction)
+    _, _, _, _, info = env.step(np.array([number], np.float32))
+    assert info["success"]
+    assert info["task"] == "chain"
+    env.say(calls[1])
+    _, _, _, _, info = env.step(np.array([-1], np.float32))
+    assert not info["success"]
+    assert not info["ever"]
