@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from .judge import Features
 from .loop import Optimization, TrainLoop
 from .model import stack_images
-from .pretrained import Pretrained
+from .pretrained import Pretrained, identity_of
 from .slowfast import Sizes, SlowFast, SlowFastModel, shrunk
 
 AT_ONCE = 64
@@ -144,7 +144,7 @@ def train_latent(
         options=optimization,
         folder=folder,
         resume=True,
-        identity={"data": opened.fingerprint, "sizes": vars(sizes), "max_delay": max_delay, "vlm": vlm},
+        identity={"data": opened.fingerprint, "sizes": vars(sizes), "max_delay": max_delay, "vlm": identity_of(vlm)},
     )
     count = sum(p.numel() for p in net.parameters())
     log(f"slow-fast pair of {count / 1e6:.2f} M parameters on {len(frames.state)} frames")
