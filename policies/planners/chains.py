@@ -15,6 +15,8 @@ from .runner import HierarchicalRunner
 
 LIMIT = 100
 """Steps for each task; CALVIN gives 360 at 30 Hz, which is 12 s."""
+TRIED = 10
+"""Skills for each task."""
 CHAINED = 100_000
 """Seeds of chains begin so far after those of episodes."""
 UP = 0.14
@@ -90,10 +92,9 @@ def run_planned_chain(
     return {"seed": seed, "tasks": [call.key for call in calls], "done": done, "steps": steps, "ended": told}
 
 
-def run_chains(
-    world: Any, runner: HierarchicalRunner, seed: int, count: int, *, limit: int = LIMIT
-) -> list[dict[str, Any]]:
-    """Some chains of a planner, with progress."""
+def run_chains(world: Any, runner: HierarchicalRunner, seed: int, count: int) -> list[dict[str, Any]]:
+    """Some chains of a planner, with progress; `LIMIT` steps a task, `TRIED` where a step is a whole skill."""
+    limit = LIMIT if hasattr(world, "expert_action") else TRIED
     rows: list[dict[str, Any]] = []
     with progress("chains", total=count, unit="chains") as bar:
         for k in range(count):
