@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Errand:
     """One drawn piece of work.
 
     Attributes:
-        family: One of `FAMILIES`.
+        family: One of `EVERY`.
         instruction: How it is asked for.
         meaning: The instruction in the planners' language of goals.
         scene: How the table stands at the beginning.
@@ -101,8 +102,8 @@ def _closed() -> Literal:
     return Literal("open", ("drawer",), False)
 
 
-def _sort(table: _Table) -> _Drawn:
-    kind, colors = table.kind(), table.colors(int(table.rng.integers(2, 5)))
+def _sort(table: _Table, least: int = 2, most: int = 4) -> _Drawn:
+    kind, colors = table.kind(), table.colors(int(table.rng.integers(least, most + 1)))
     for color in colors:
         table.add(f"{color} bowl")
     if table.rng.random() < 0.5 and len(colors) < 4:
@@ -125,11 +126,13 @@ def _stack(table: _Table) -> _Drawn:
     return {"a": a, "b": b, "c": c}, f"on({a}, {b}); on({c}, {a})", _all(_on(a, b), _on(c, a))
 
 
-def _gather(table: _Table) -> _Drawn:
+def _gather(table: _Table, least: int = 2, most: int = 4, stored: int = 0) -> _Drawn:
     kind = table.kind()
     goal, other = table.fixed("bowl", 2)
-    for name in table.objects(int(table.rng.integers(2, 5)), kind):
-        if table.rng.random() < 0.2:
+    for k, name in enumerate(table.objects(int(table.rng.integers(least, most + 1)), kind)):
+        if k < stored:
+            table.places[name] = table.drawer(False)
+        elif table.rng.random() < 0.2:
             table.places[name] = other
     rest = table.draw([k for k in ("cube", "cylinder", "ball") if k != kind])
     table.add(f"{table.colors(1)[0]} {rest}", "table")
@@ -169,10 +172,10 @@ def _replace(table: _Table) -> _Drawn:
     return {"a": a, "c": zones[0]}, f"on({a}, {zones[0]})", _all(_on(a, zones[0]))
 
 
-def _leave(table: _Table) -> _Drawn:
-    kind, count = table.kind(), int(table.rng.integers(4, 6))
+def _leave(table: _Table, counts: tuple[int, int] = (4, 5), most_left: int = 2) -> _Drawn:
+    kind, count = table.kind(), int(table.rng.integers(counts[0], counts[1] + 1))
     (goal,) = table.fixed("bowl", 1)
-    names, left = table.objects(count, kind), int(table.rng.integers(1, 3))
+    names, left = table.objects(count, kind), int(table.rng.integers(1, most_left + 1))
     other = table.draw([k for k in ("cube", "cylinder", "ball") if k != kind])
     table.add(f"{table.colors(1)[0]} {other}", "table")
     goals = tuple(
@@ -306,6 +309,24 @@ SHORT: dict[str, Callable[[_Table], _Drawn]] = {"single": _single, "bare": _bare
 """Families of one skill: a planner must understand them too, but they are no long-horizon work."""
 
 
+LONG: dict[str, Callable[[_Table], _Drawn]] = {
+    "sort_many": partial(_sort, least=5, most=6),
+    "gather_many": partial(_gather, least=5, most=6),
+    "gather_stored": partial(_gather, least=4, most=6, stored=2),
+    "leave_many": partial(_leave, counts=(6, 6), most_left=1),
+}
+"""Families of five to eight skills, in the wordings of shorter ones: nobody trains on them."""
+ALIKE = {
+    "bare": "single",
+    "sort_many": "sort",
+    "gather_many": "gather",
+    "gather_stored": "gather",
+    "leave_many": "leave",
+}
+"""Family -> the one in whose wordings it is asked for."""
+EVERY: dict[str, Callable[[_Table], _Drawn]] = FAMILIES | SHORT | LONG
+
+
 SHOWCASE = ("red cube", "blue cube", "yellow ball", "blue bowl", "green zone", "drawer")
 """What is on the table where nobody says."""
 
@@ -333,18 +354,18 @@ def sample(rng: np.random.Generator, *, families: Sequence[str] = (), held_out: 
 
     Args:
         rng: Of the episode.
-        families: Those to draw from, of `FAMILIES` and `SHORT`; all of `FAMILIES` when empty.
+        families: Those to draw from, of `EVERY`; all of `FAMILIES` when empty.
         held_out: Ask in a wording that training does not know.
     """
     names = list(families or FAMILIES)
     family = names[int(rng.integers(len(names)))]
-    draw = (FAMILIES | SHORT)[family]
+    draw = EVERY[family]
     while True:
         table = _Table(rng)
         roles, meaning, goals = draw(table)
         scene = table.scene()
         if all(scene.unmet(goal) for goal in goals):
             break
-    text = word("single" if family == "bare" else family, roles, rng, held_out)
+    text = word(ALIKE.get(family, family), roles, rng, held_out)
     meaning = _as_mentioned(meaning, text)
     return Errand(family=family, instruction=text, meaning=meaning, scene=scene, goals=goals, past=tuple(table.past))

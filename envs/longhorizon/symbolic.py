@@ -15,7 +15,7 @@ from ...symbols import Facts, Literal, Scene, SkillCall, Thing
 from ..tabletop import CHARSET
 from .chains import draw_chain, task_of
 from .domain import DRAWER, TABLE, facts_of, place_of, tabletop_skills, universe
-from .families import FAMILIES, SHORT, Errand, sample, told
+from .families import EVERY, Errand, sample, told
 
 WAIT = -1
 """Action that does nothing."""
@@ -207,8 +207,8 @@ class SymbolicTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 def check_families(families: Sequence[str]) -> None:
     """Raise ConfigError where one is unknown."""
     for family in families:
-        if family not in FAMILIES | SHORT:
-            raise ConfigError(f"no family {family!r} of work. {did_you_mean(family, FAMILIES | SHORT)}")
+        if family not in EVERY:
+            raise ConfigError(f"no family {family!r} of work. {did_you_mean(family, EVERY)}")
 
 
 def checked_split(split: str) -> str:

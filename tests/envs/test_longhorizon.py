@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brachium.envs.longhorizon.domain import facts_of, tabletop_skills, universe
-from brachium.envs.longhorizon.families import FAMILIES, SHORT, sample
+from brachium.envs.longhorizon.families import EVERY, FAMILIES, LONG, sample
 from brachium.envs.longhorizon.symbolic import WAIT, SymbolicTable
 from brachium.envs.longhorizon.wordings import POLITE, WORDINGS
 from brachium.errors import ConfigError
@@ -24,7 +24,7 @@ def number_of(env, text):
 def test_effects_agree_with_the_table_laid_anew(seed):
     """The effects of skills against facts computed from places: two ways that know nothing of each other."""
     rng, library = np.random.default_rng(seed), tabletop_skills()
-    scene = sample(rng, families=(*FAMILIES, *SHORT)).scene
+    scene = sample(rng, families=tuple(EVERY)).scene
     facts = scene.facts
     places = {f.args[0]: f.args[1] for f in facts if f.pred in ("on", "in")}
     is_open = Literal("open", ("drawer",)) in facts
@@ -40,7 +40,7 @@ def test_effects_agree_with_the_table_laid_anew(seed):
         assert all(facts.__contains__(p) == p.value for p in (Literal(s.pred, s.args, s.value) for s in call.success))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *SHORT])
+@pytest.mark.parametrize("family", EVERY)
 def test_meanings_are_the_goals(family):
     """What the planners' language of goals makes of a meaning, against what whoever drew the work had in mind."""
     rng = np.random.default_rng(7)
@@ -58,6 +58,16 @@ def test_work_takes_two_to_eight_skills(family):
         found = search(library, errand.scene, errand.goals)
         assert found.optimal
         assert 2 <= len(found.calls) <= 8
+
+
+@pytest.mark.parametrize("family", LONG)
+def test_long_work_takes_five_to_eight_skills(family):
+    rng, library = np.random.default_rng(3), tabletop_skills()
+    for _ in range(6):
+        errand = sample(rng, families=(family,))
+        found = search(library, errand.scene, errand.goals)
+        assert found.optimal
+        assert 5 <= len(found.calls) <= 8
 
 
 def spelled(template):

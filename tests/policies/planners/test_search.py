@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brachium.envs.longhorizon.domain import facts_of, tabletop_skills
-from brachium.envs.longhorizon.families import FAMILIES, SHORT, sample
+from brachium.envs.longhorizon.families import EVERY, sample
 from brachium.policies.planners.search import satisfied, search
 from brachium.symbols import Scene, Thing, literals
 
@@ -71,7 +71,7 @@ def test_plans_are_as_short_as_those_of_breadth_first_search():
         assert satisfied(facts, (goal,))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *SHORT])
+@pytest.mark.parametrize("family", EVERY)
 def test_every_drawn_work_can_be_done(family):
     rng = np.random.default_rng(11)
     for _ in range(10):
