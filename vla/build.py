@@ -14,6 +14,7 @@ from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, NotFoundError, SpecMismatchError
 from ..spec import EmbodimentSpec
 from .checkpoint import load_checkpoint, resolved_backbone
+from .encoder import Encoder
 from .ground import Grounding
 from .model import VLAModel, tool_pose
 from .pretrained import Pretrained, is_pretrained
@@ -153,8 +154,7 @@ def _on_encoder(recipe: Recipe, embodiments: Mapping[str, EmbodimentSpec], encod
             )
     recipe = replace(recipe, backbone=source.recipe.backbone, points=source.recipe.points)
     model = recipe.build(embodiments, source.tokenizer, seed=seed)
-    model.encoder = source.encoder
-    return model
+    return _with_encoder(model, source.encoder)
 
 
 def _on_pretrained(
@@ -185,7 +185,13 @@ def _on_pretrained(
             )
     recipe = replace(recipe, backbone=resolved_backbone(given.recipe, given.encoder), points=True)
     model = recipe.build(embodiments, given.tokenizer, seed=seed)
-    model.encoder = given.encoder
+    return _with_encoder(model, given.encoder)
+
+
+def _with_encoder(model: VLAModel, encoder: Encoder) -> VLAModel:
+    """A model on another encoder, whose encodings hold what this model's head is told."""
+    encoder.surround = model.encoder.surround
+    model.encoder = encoder
     return model
 
 

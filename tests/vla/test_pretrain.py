@@ -240,9 +240,15 @@ def test_a_place_is_what_the_point_readout_says(made, asked):
             model.locate(images[0], phrase, view=view)
 
 
-def test_a_head_is_trained_on_it(made, tmp_path):
+@pytest.mark.parametrize("surround", [0, 8])
+def test_a_head_is_trained_on_it(made, tmp_path, surround):
     demos = record_demos(tmp_path / "store", range(4))
-    options = {"model": make_recipe(points=True), "optimization": FAST, "heldout": 0.3, "device": "cpu"}
+    options = {
+        "model": make_recipe(points=True, surround=surround),
+        "optimization": FAST,
+        "heldout": 0.3,
+        "device": "cpu",
+    }
     train(store=str(demos.path), out=str(tmp_path / "out"), encoder=str(made / "model"), **options)
     model = load_checkpoint(tmp_path / "out" / "checkpoint")
     given = Pretrained.load(made / "model").encoder.state_dict()
