@@ -10,14 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..console import log, progress, require_disk
+from ..datasets.schema import StoreSchema
 from ..datasets.store import EpisodeStore
 from ..datasets.writer import EpisodeWriter
-from ..errors import BrachiumError, ConfigError
+from ..errors import BrachiumError, ConfigError, SpecMismatchError
+from ..spec import DETAIL
 from .demonstrations import ExpertDemonstrations
 from .scenes import SceneSampler
 from .tabletop import TabletopEnv
@@ -135,8 +138,23 @@ def _open_or_create(path: Path, source: Any, overwrite: bool) -> EpisodeStore:
     if not path.exists():
         return EpisodeStore.create(path, source.schema)
     store = EpisodeStore.open(path)
+    _require_details(store, source.schema)
     store.schema.require_same(source.schema, f"store {path}", f"environment {source.name}")
     return store
+
+
+def _require_details(store: EpisodeStore, wanted: StoreSchema) -> None:
+    """Raise SpecMismatchError, with what to type, where nothing but pictures in detail is another."""
+    mine, theirs = (
+        {m.name.removesuffix(DETAIL): m.shape[0] for m in schema.maps if m.name.endswith(DETAIL)}
+        for schema in (store.schema, wanted)
+    )
+    if mine != theirs and not store.schema.differences(replace(wanted, maps=store.schema.maps)):
+        words = " ".join(f"env.details.{name}={mine.get(name, 0)}" for name in sorted({*mine, *theirs}))
+        raise SpecMismatchError(
+            f"store {store.path} has pictures in detail of {mine or 'nothing'}, the environment of "
+            f"{theirs or 'nothing'}. Type: {words}"
+        )
 
 
 def _run_workers(

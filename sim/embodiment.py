@@ -21,13 +21,13 @@ def checked_details(details: Mapping[str, int] | None, cameras: Sequence[str]) -
     Raises:
         ConfigError: Another camera, or a size that is none.
     """
-    found = {str(name): size for name, size in (details or {}).items()}
+    found = {str(name): size for name, size in (details or {}).items() if size != 0}
     for name, size in found.items():
         if name not in cameras:
             raise ConfigError(f"details: no camera {name!r}. {did_you_mean(name, cameras)}")
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_PIXELS:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_PIXELS:
             raise ConfigError(f"details.{name}: expected a size from 0 (none) to {MOST_PIXELS} px, got {size!r}")
-    return {name: size for name, size in found.items() if size}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,8 +74,8 @@ def load_companion[Net: nn.Module](
         net.load_state_dict(load_file(path / weights))
         identity = str(meta["identity"])
         meta["notes"] = dict(meta["notes"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no {what} made: {error}") from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no {what} made, or made by another version: {error}") from error
     model = Pretrained.load(path / MODEL)
     if identity_of(path / MODEL) != identity:
         raise CheckpointError(f"{path}: its pretrained model is another than it was trained on")

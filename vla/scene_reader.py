@@ -275,7 +275,10 @@ class SceneReader:
             raise ConfigError(f"expected an image of each of {list(self.model.cameras)}, got {len(images)}")
         patches = self.model.patches(torch.from_numpy(np.stack(images))[None]).flatten(1, 2)
         body = torch.from_numpy(np.asarray(state, np.float32))[None, self.model.encoder.body]
-        closer = {name: torch.from_numpy(np.asarray((details or {})[name]))[None] for name in self.net.details}
+        lacking = [name for name in self.details if name not in (details or {})]
+        if lacking:
+            raise ConfigError(f"expected pictures in detail of {dict(self.details)} [px], got none of {lacking}")
+        closer = {name: torch.from_numpy(np.asarray((details or {})[name]))[None] for name in self.details}
         return self.net(patches, body, closer)
 
 

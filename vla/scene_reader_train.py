@@ -20,7 +20,7 @@ from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
 from .pretrained import Pretrained, identity_of
-from .scene_reader import GRIPPER, TABLE, ReaderNet, SceneReader, Universe, reading_loss
+from .scene_reader import GRIPPER, TABLE, DetailStem, ReaderNet, SceneReader, Universe, reading_loss
 
 AT_ONCE = 32
 """Scenes whose patches are computed at once."""
@@ -67,6 +67,33 @@ class Scenes:
                     pictures[mine] = torch.from_numpy(store.read_images(name + DETAIL, rows))
             first += store.num_episodes
         return found
+
+
+def _details(wanted: Mapping[str, int] | None, stores: Sequence[EpisodeStore], model: Pretrained) -> dict[str, int]:
+    """What is seen in detail, checked before anything is computed.
+
+    Raises:
+        ConfigError: Not in all stores, or nothing that this model's patches can be matched with.
+    """
+    common = details_of(stores)
+    found = dict(common if wanted is None else wanted)
+    backbone: Any = model.encoder.backbone
+    rows, columns = backbone.grid
+    for name, size in found.items():
+        if common.get(name) != size:
+            raise ConfigError(
+                f"details: not every store has {size} px of camera {name!r}; all have {common or 'nothing'}. "
+                f"Type: brachium record env=scenes_moving env.details.{name}={size}"
+            )
+        if name not in model.cameras or rows != columns:
+            raise ConfigError(f"details: expected cameras of {list(model.cameras)} with square grids, got {name!r}")
+        DetailStem(size, rows, 8)
+    each = [[m.name for m in store.schema.maps if m.name.endswith(DETAIL)] for store in stores]
+    if wanted is None and len({tuple(names) for names in each}) > 1:
+        had = ", ".join(f"{store.path.name}: {names or 'nothing'}" for store, names in zip(stores, each))
+        log(f"details are used that all stores have alike ({had})")
+    log(f"seen in detail: {found or 'nothing'}")
+    return found
 
 
 def details_of(stores: Sequence[EpisodeStore]) -> dict[str, int]:
@@ -161,6 +188,7 @@ def train_reader(
     optimization: Optimization,
     vlm: str = "nano",
     init: str | None = None,
+    details: Mapping[str, int] | None = None,
     heldout: int = 600,
     width: int = 96,
     depth: int = 3,
@@ -169,8 +197,8 @@ def train_reader(
     """Train a scene reader for planners: what is there, what holds what, and whether the drawer is open.
 
     The pretrained model is frozen; its vision of every scene is computed once. Cameras that all stores have in detail
-    (``record env.details.front=192``) are seen so too, by convolutions of the reader's own. An interrupted training
-    goes on when the command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
+    (``record env=scenes_moving env.details.front=192``) are seen by convolutions of its own too. An interrupted
+    training goes on when the command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
 
     Args:
         stores: Stores of labelled scenes (``brachium record env=scenes_skills``).
@@ -178,6 +206,8 @@ def train_reader(
         vlm: Pretrained model, ``nano`` or a folder.
         init: Reader to go on from, of the same vision; its things and sizes stay, and what it does not see in detail
             yet is added.
+        details: Cameras to see in detail, and the size of these pictures [px], for example ``{front: 192}``; ``{}`` for
+            none, and what all stores have when null.
         heldout: Scenes at the end kept for the scores.
         width, depth: Of the reader's layers.
         out: Folder.
@@ -187,8 +217,8 @@ def train_reader(
     opened, model = [EpisodeStore.open(path) for path in stores], Pretrained.load(vlm)
     begun = None if init is None else _begun(init, vlm, universe_of(opened))
     universe = universe_of(opened) if begun is None else begun.universe
-    details = details_of(opened)
-    scenes = scenes_of(opened, model, universe, details)
+    seen = _details(details, opened, model)
+    scenes = scenes_of(opened, model, universe, seen)
     count = len(scenes.body)
     if not 1 <= heldout < count:
         raise ConfigError(f"expected heldout from 1 to {count - 1}, the number of scenes less one, got {heldout}")
@@ -199,7 +229,7 @@ def train_reader(
             vision=scenes.patches.shape[2],
             patches=dict.fromkeys(model.cameras, scenes.patches.shape[1] // len(model.cameras)),
             body=scenes.body.shape[1],
-            details=details,
+            details=seen,
             width=begun.net.at.shape[1] if begun is not None else width,
             depth=len(begun.net.layers) if begun is not None else depth,
         )
@@ -227,14 +257,13 @@ def train_reader(
         identity={
             "data": [s.fingerprint for s in opened],
             "vlm": identity_of(vlm),
-            "sizes": [width, depth, heldout, details],
+            "sizes": [width, depth, heldout, seen],
             "init": None if begun is None else begun.net.own.double().sum().item(),
         },
     )
     loop.run()
     loop.use_average()
     scores = score(net.eval(), scenes, torch.arange(count - heldout, count))
-    log(f"seen in detail: {details or 'nothing'}")
     log("held-out scenes, share right: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items()))
     notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": vars(optimization)}
     reader = SceneReader(net=net, universe=universe, model=model, notes=notes)
@@ -262,12 +291,14 @@ def _begun(init: str, vlm: str, named: Universe) -> SceneReader:
 
 
 def _go_on(net: ReaderNet, begun: ReaderNet) -> None:
-    """Give a net what another knows, all but detail that only one of them sees.
+    """Give a net what another knows, all but detail that they do not see alike.
 
     Raises:
         ConfigError: They are of other sizes.
     """
     known, own = begun.state_dict(), net.state_dict()
+    strange = [f"stems.{name}." for name, size in begun.details.items() if net.details.get(name) != size]
+    known = {key: value for key, value in known.items() if not key.startswith(tuple(strange))}
     common = {name: value for name, value in known.items() if name in own and own[name].shape == value.shape}
     if any(name not in common and not name.startswith("stems.") for name in own):
         raise ConfigError("init: the reader to go on from is of other sizes: leave init out")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ...console import progress
+from ...errors import ConfigError
 from ..base import Policy
 from ..intervals import rate
-from .base import Done
 from .executing import observed
 from .runner import HierarchicalRunner
 
@@ -68,39 +70,66 @@ def run_planned_chain(
         limit: Steps for each task.
 
     Returns:
-        As `run_chain`, and ``ended``, how the last task did.
+        As `run_chain`, and ``ended``: how the last task did, ``done``, ``not done`` (the system said so), ``out of
+        time``, ``ask``, ``infeasible`` or what the world says was lost.
     """
     calls = world.chain(seed, length)
     runner.reset(0, seed)
-    done, steps, ended = 0, 0, None
+    done, steps, told = 0, 0, "done"
     for call in calls:
         world.say(call)
-        seen = world.observe()
-        for _ in range(limit):
+        seen, lost = world.observe(), ""
+        for step in range(limit + 1):  # whoever acts looks once more after the last step
             action = runner.act([observed(seen, world.spec_embodiment, world.scene.stamp)], [0])[0]
-            ended = runner.ended(0)
-            if ended is not None:
+            if runner.ended(0) is not None or step == limit:
                 break
-            seen, _, lost, _, _ = world.step(action)
+            seen, _, over, _, info = world.step(action)
             steps += 1
-            if lost:
+            if over:
+                lost = str(info.get("failure", "")) or "lost"
                 break
-        if not isinstance(ended, Done) or world.scene.unmet(call.success):
+        ended, holds = runner.ended(0), not world.scene.unmet(call.success)
+        told = lost or ("out of time" if ended is None else type(ended).__name__.lower())
+        if told == "done" and not holds:
+            told = "not done"
+        if told != "done":
             break
         done += 1
-    told = "out of time" if ended is None else type(ended).__name__.lower()
     return {"seed": seed, "tasks": [call.key for call in calls], "done": done, "steps": steps, "ended": told}
 
 
-def run_chains(world: Any, runner: HierarchicalRunner, seed: int, count: int) -> list[dict[str, Any]]:
-    """Some chains of a planner, with progress; `LIMIT` steps a task, `TRIED` where a step is a whole skill."""
+def require_chains(world: Any) -> None:
+    """Raise ConfigError where a world has no chains."""
+    lacking = [name for name in ("chain", "say", "observe") if not hasattr(world, name)]
+    if lacking:
+        raise ConfigError(f"{type(world).__name__} has no chains of tasks: it lacks {lacking}. Leave chains out")
+
+
+def run_chains(
+    world: Any, runner: HierarchicalRunner, seeds: Sequence[int], path: Path, key: str
+) -> list[dict[str, Any]]:
+    """Some chains of a planner; `LIMIT` steps a task, `TRIED` where a step is a whole skill.
+
+    Each is written to `path` when it ends, with `key`, which names the settings; those that are there are not run anew.
+    """
     limit = LIMIT if hasattr(world, "expert_action") else TRIED
-    rows: list[dict[str, Any]] = []
-    with progress("chains", total=count, unit="chains") as bar:
-        for k in range(count):
-            rows.append(run_planned_chain(world, runner, seed + CHAINED + k, limit=limit))
-            bar.update(1, mean=f"{sum(row['done'] for row in rows) / len(rows):.2f}")
-    return rows
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a kill
+        if row.get("key") == key and row["seed"] in seeds:
+            rows[row["seed"]] = row
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    with path.open("a") as file, progress("chains", total=len(seeds), unit="chains") as bar:
+        bar.update(len(rows))
+        for seed in (s for s in seeds if s not in rows):
+            rows[seed] = {"key": key, **run_planned_chain(world, runner, seed, limit=limit)}
+            file.write(json.dumps(rows[seed]) + "\n")
+            file.flush()
+            bar.update(1, mean=f"{sum(row['done'] for row in rows.values()) / len(rows):.2f}")
+    return [rows[seed] for seed in seeds]
 
 
 def summarise_chains(rows: Sequence[dict[str, Any]], length: int = 5) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...console import log, progress, table
 from ...errors import ConfigError
 from ...spec import EmbodimentSpec
 from ..base import Policy
-from .chains import run_chains, summarise_chains
+from .chains import CHAINED, require_chains, run_chains, summarise_chains
 from .episode import run_episode, summarise
 from .lm.base import LanguageModel
 from .timeline import write_planner_report
@@ -88,6 +88,8 @@ def evaluate_planner(
     for name in ("library", "calls", "instructions"):
         if not hasattr(world, name):
             raise ConfigError(f"planners are compared on long-horizon work; {type(world).__name__} has no {name}")
+    if chains:
+        require_chains(world)
     require_physics(world, checkpoint, eyes, detector)
     model = None if lm is None else lm()
     runner, parts = assemble(
@@ -137,14 +139,14 @@ def evaluate_planner(
     }
     families = sorted({row["family"] for row in rows})
     summary["families"] = {f: summarise([r for r in rows if r["family"] == f]) for f in families}
-    if chains:
-        done = run_chains(world, runner, seed, chains)
-        (folder / "chains.json").write_text(json.dumps(done, indent=1) + "\n")
-        told = summarise_chains(done)
-        summary["chains"] = told
-        log(f"{chains} chains of five tasks: {told['mean']:.2f} done in a row")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(summary)
+    if chains:
+        seeds = [seed + CHAINED + k for k in range(chains)]
+        told = summarise_chains(run_chains(world, runner, seeds, folder / "chains.jsonl", key))
+        summary["chains"] = told
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        log(f"{chains} chains of five tasks: {told['mean']:.2f} done in a row ({folder / 'chains.jsonl'})")
     log(f"episodes with every decision: {folder / 'episodes.jsonl'}")
     log(f"report: {write_planner_report(folder, summary, rows)}")
     return 0

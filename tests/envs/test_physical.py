@@ -1,5 +1,7 @@
 """Long-horizon work with physics: experts do what skills promise, and facts are what geometry says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -224,6 +226,7 @@ def test_pictures_in_detail_show_the_same_view(arm6_ee):
     assert set(seen) == {"state", "instruction", "front", "wrist", "front_detail"}
     small = seen["front_detail"].reshape(96, 2, 96, 2, 3).mean((1, 3))
     assert np.abs(small - seen["front"]).mean() < 4.0
+    assert PhysicalTable(embodiment=replace(arm6_ee, cameras=("front",)), details={"front": 96, "wrist": 0}).details
     for details, message in (
         ({"side": 96}, "no camera 'side'"),
         ({"front": -1}, "got -1"),

@@ -230,3 +230,13 @@ def test_numbers_below_one_are_refused_before_anything_is_made(tmp_path, quick, 
 def test_what_has_no_expert_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot record from dict"):
         record(env=dict, out=str(tmp_path / "store"))
+
+
+def test_a_store_with_other_pictures_in_detail_is_gone_on_with_by_saying_so(tmp_path, make_arm, in_process):
+    def make(details):
+        return partial(SceneSampler, tasks=(Reach(),), embodiment=make_arm("arm6_ee"), poses=1, details=details)
+
+    options = {"out": str(tmp_path / "s"), "episodes": 1, "workers": 1}
+    record(env=make({"front": 48}), **options)
+    with pytest.raises(SpecMismatchError, match=r"detail of {'front': 48}, .* of nothing. Type: env.details.front=48"):
+        record(env=make({}), **{**options, "episodes": 2})

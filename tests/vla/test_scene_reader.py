@@ -16,7 +16,7 @@ from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
 from brachium.vla.scene_reader import DetailStem, ReaderNet, Reading, SceneReader, Universe, reading_loss
-from brachium.vla.scene_reader_train import Scenes, details_of, score, train_reader
+from brachium.vla.scene_reader_train import Scenes, _details, _go_on, details_of, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
 UNIVERSE = Universe(names=NAMES)
@@ -138,6 +138,39 @@ def test_pictures_in_detail_come_with_their_scenes(recorded):
     assert apart.argmin(1).tolist() == list(range(5))
 
 
+def _net(details, seed):
+    torch.manual_seed(seed)
+    net = ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details=details, width=16, depth=1)
+    for stem in net.stems.values():
+        torch.nn.init.normal_(stem.out.weight)
+    return net
+
+
+def test_going_on_takes_sight_in_detail_whole_or_not_at_all():
+    begun, inputs = _net({"front": 192}, 0), (torch.randn(2, 144, 5), torch.randn(2, 3))
+    same, without = _net({"front": 192}, 1), _net({}, 1)
+    _go_on(same, begun)
+    picture = {"front": torch.randint(0, 255, (2, 192, 192, 3), dtype=torch.uint8)}
+    assert torch.equal(same(*inputs, picture).present, begun(*inputs, picture).present)
+    torch.manual_seed(2)
+    other = ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details={"front": 96}, width=16, depth=1)
+    _go_on(other, begun)
+    assert float(other.stems["front"].out.weight.detach().abs().max()) == 0.0, "another size begins from nothing"
+    _go_on(without, begun)
+    small = {"front": picture["front"][:, ::2, ::2]}
+    assert torch.equal(other(*inputs, small).present, without(*inputs).present)
+    with pytest.raises(ConfigError, match="of other sizes"):
+        _go_on(ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, width=24, depth=1), begun)
+
+
+def test_details_are_checked_before_anything_is_computed(recorded, nano, capfd):
+    stores = [EpisodeStore.open(path) for path in recorded]
+    assert _details(None, stores, nano) == {"front": 48}
+    assert _details({}, stores, nano) == {}
+    with pytest.raises(ConfigError, match=r"not every store has 96 px of camera 'front'; all have \{'front': 48\}"):
+        _details({"front": 96}, stores, nano)
+
+
 def test_sizes_that_do_not_fit_the_grid_are_named():
     with pytest.raises(ConfigError, match=r"expected one of \[48, 96, 192, 384\] px for 12 patches a side, got 100"):
         DetailStem(100, 12, 8)
@@ -148,10 +181,15 @@ def test_sizes_that_do_not_fit_the_grid_are_named():
 def test_bad_input(tmp_path, reader):
     with pytest.raises(ConfigError, match="an image of each"):
         reader.read([np.zeros((96, 96, 3), np.uint8)], np.zeros(16, np.float32))
+    with pytest.raises(ConfigError, match=r"pictures in detail of \{'front': 192\}"):
+        reader.read([np.zeros((96, 96, 3), np.uint8)] * 2, np.zeros(16, np.float32))
     path = reader.save(tmp_path / "reader")
     with pytest.raises(CheckpointError, match="no scene reader"):
         SceneReader.load(tmp_path)
     text = (path / "reader.json").read_text()
+    (path / "reader.json").write_text(json.dumps({**json.loads(text), "patches": 288}))
+    with pytest.raises(CheckpointError, match="made by another version"):
+        SceneReader.load(path)
     (path / "reader.json").write_text(text.replace('"identity": "', '"identity": "0'))
     with pytest.raises(CheckpointError, match="another than it was trained on"):
         SceneReader.load(path)

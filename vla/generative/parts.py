@@ -25,7 +25,7 @@ from .others import COUNT, Others
 from .reading import Reader, identity_of, read_store
 from .sheet import write_sheet
 from .stages import Augmentation, Objective, Stages
-from .system import SubgoalSystem
+from .system import FORMAT, SubgoalSystem
 
 
 def node_of(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -64,11 +64,15 @@ class Plan:
         self.earlier: dict[str, float] = {}
         """Seconds of training that went into what it begins with."""
         self.kind, self.folder, self.resume = kind, Path(out), resume
-        require_disk(self.folder, 200e6, "training")
         reader = Reader.load(encoder)
         self.data = FrameData.open(store, int(generator["size"]), heldout, cameras)
+        patches = len(self.data.store.embodiment.camera_names) * reader.grid[0] ** 2 * reader.vision
+        require_disk(
+            self.folder, 200e6 + 2.0 * patches * len(self.data.owner), "training, with the vision of all frames"
+        )
         reader.require(self.data.store.embodiment.camera_names)
         self.identity = {
+            "format": FORMAT,
             "kind": kind,
             "data": self.data.store.fingerprint,
             "encoder": identity_of(encoder),
@@ -104,6 +108,10 @@ class Plan:
         """Take what fits of some parts of another system."""
         other = SubgoalSystem.load(init)
         self.system.embodiment.require_same(other.embodiment, "the store", f"checkpoint {init}")
+        if self.identity["encoder"] != identity_of(Path(init) / "encoder"):
+            raise ConfigError(
+                f"init={init} sees and reads with another pretrained model. Type: encoder={Path(init) / 'encoder'}"
+            )
         for name in parts:
             mine, theirs = getattr(self.system, name), getattr(other, name).state_dict()
             own = mine.state_dict()
@@ -180,16 +188,14 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
     identity |= plan.acting if name == "policy" else {}
     path = plan.folder / f"part-{name}.safetensors"
     done = _finished(path, identity) if plan.resume else None
+    vision = plan.folder / "vision.npy"
+    vision.unlink(missing_ok=True)  # of a run that was killed
     if done is not None:
         module.load_state_dict(load_file(path), strict=True)
         log(f"{name}: finished before; reusing {path}")
         return done
     path.unlink(missing_ok=True)
     objective: Objective = loss
-    vision, began = plan.folder / "vision.npy", time.monotonic()
-    if name == "policy":
-        stages.see(vision)
-    seeing = time.monotonic() - began
     loop = TrainLoop(
         name=name,
         module=module,
@@ -201,7 +207,15 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
         evaluate=evaluate,
         identity=identity,
     )
-    metrics = loop.run()
+    begun = time.monotonic()
+    try:
+        if name == "policy":
+            stages.see(vision)
+        seeing = time.monotonic() - begun
+        metrics = loop.run()
+    finally:
+        stages.patches = None
+        vision.unlink(missing_ok=True)
     loop.use_average()
     module.eval()
     meta = {"identity": json.dumps(identity, sort_keys=True, default=str), "seconds": str(loop.spent + seeing)}
@@ -210,8 +224,6 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
     save_file(weights, temporary, meta | {"metrics": json.dumps(metrics)})
     temporary.replace(path)
     (plan.folder / f"resume-{name}.safetensors").unlink(missing_ok=True)
-    stages.patches = None
-    vision.unlink(missing_ok=True)
     return loop.spent + seeing, metrics
 
 

@@ -5,7 +5,6 @@ Every draw of step i comes from a generator seeded with (seed, i), as `vla.loop`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ...console import progress as progress_bar
-from ...console import require_disk
 from ...datasets.sampler import ShuffledSampler
 from .frames import FrameData, to_unit
 from .generator import FrameGenerator
@@ -161,7 +159,6 @@ class Stages:
         data, count = self.data, len(self.data.owner)
         cameras = len(data.store.embodiment.camera_names)
         shape = (count, cameras, self.system.reader.grid[0] ** 2, self.system.reader.vision)
-        require_disk(path.parent, 2.0 * math.prod(shape) + 1e8, "the vision of every frame")
         seen = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         with progress_bar("vision", total=count, unit="frames") as bar:
             for start in range(0, count, AT_ONCE):

@@ -79,6 +79,21 @@ def test_the_shipped_model_understands_what_it_was_not_told(tmp_path):
     assert summary["total"]["invalid_per_episode"] == 0.0
 
 
+def test_chains_go_on_where_they_were_stopped(tmp_path, capsys):
+    words = ["planner=default", "episodes=2", "env.failure=0.3", "seed=2000000"]
+    assert main(["eval", *words, "chains=4", f"out={tmp_path / 'whole'}"]) == 0
+    assert main(["eval", *words, "chains=2", f"out={tmp_path / 'parts'}"]) == 0
+    path = tmp_path / "parts" / "chains.jsonl"
+    path.write_text(path.read_text()[:-40])  # killed while it was written
+    assert main(["eval", *words, "chains=4", f"out={tmp_path / 'parts'}"]) == 0
+    assert path.read_text() == (tmp_path / "whole" / "chains.jsonl").read_text()
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert summary["chains"]["mean"] == sum(row["done"] for row in rows) / 4 > 3
+    assert "4 chains of five tasks" in capsys.readouterr().err
+    assert main(["eval", *words, "chains=-1", f"out={tmp_path / 'parts'}"]) == 2
+
+
 def test_an_evaluation_goes_on_where_it_was_stopped_and_depends_on_nothing_else(tmp_path, capsys):
     words = ["planner=saycan", "termination=planner", "splits={train: 1.0}"]
     assert main(["eval", *words, "episodes=12", f"out={tmp_path / 'whole'}"]) == 0

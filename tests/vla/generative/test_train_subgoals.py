@@ -8,13 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from brachium.errors import BrachiumError, CheckpointError, ConfigError, NotFoundError, SpecMismatchError
 from brachium.vla.generative.folder import kind_of
+from brachium.vla.generative.frames import FrameData
 from brachium.vla.generative.generator import Guidance
 from brachium.vla.generative.others import Others
-from brachium.vla.generative.stages import Augmentation
+from brachium.vla.generative.reading import Reading
+from brachium.vla.generative.stages import Augmentation, Stages
 from brachium.vla.generative.system import SubgoalSystem
 from brachium.vla.generative.train import train_video, train_visual
 from brachium.vla.heads.regression import RegressionHead
@@ -74,10 +76,33 @@ def test_training_that_was_killed_goes_on_to_the_same_weights(slides, trained, t
         visual(slides, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
     monkeypatch.setattr(Stages, f"{part}_loss", whole)
+    assert not (tmp_path / "vision.npy").exists(), "what is large does not stay"
+    (tmp_path / "vision.npy").write_bytes(b"of a run that could not clean up")
     visual(slides, tmp_path, resume=True)
+    assert not (tmp_path / "vision.npy").exists()
     before, after = weights(trained), weights(tmp_path)
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_frames_look_to_the_policy_as_they_do_when_it_acts(trained, slides, tmp_path):
+    system = SubgoalSystem.load(trained / "checkpoint")
+    data = FrameData.open(str(slides.path), 16, 0.0, ["front"])
+    nothing = Reading(words=torch.zeros(0, 1), uv=torch.zeros(0, 1, 2, 2), visible=torch.zeros(0, 1, 2))
+    options = {"augmentation": Augmentation(), "goals": 2, "spread": 0}
+    stages = Stages(system=system, data=data, own=nothing, other=nothing, **options)
+    rows = np.array([5, 0, len(data.owner) - 1])
+    fresh = stages.looks(rows)
+    stages.see(tmp_path / "vision.npy")
+    torch.testing.assert_close(stages.looks(rows), fresh, rtol=2e-3, atol=2e-3)
+
+
+def test_weights_that_see_otherwise_are_not_gone_on_with(slides, trained, tmp_path):
+    shutil.copytree(trained / "checkpoint" / "encoder", tmp_path / "encoder")
+    path = tmp_path / "encoder" / "pointing.safetensors"
+    save_file({k: v + 0.1 for k, v in load_file(path).items()}, path)
+    with pytest.raises(ConfigError, match=r"another pretrained model. Type: encoder=.*encoder"):
+        visual(slides, tmp_path / "out", init=str(trained / "checkpoint"), encoder=str(tmp_path / "encoder"))
 
 
 def test_a_finished_part_is_reused_only_with_the_same_options(slides, trained, tmp_path, capfd):
