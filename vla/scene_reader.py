@@ -22,6 +22,8 @@ from .companion import load_companion, save_companion
 from .pretrained import Pretrained
 
 FILES = {"about": "reader.json", "weights": "reader.safetensors"}
+CELL = 8
+"""Edge of the cells of a picture in detail at which things are looked for [px]."""
 TABLE, GRIPPER = "table", "gripper"
 """Places beside the things themselves."""
 
@@ -66,12 +68,14 @@ class Reading:
     """What a reader says of b scenes of n things: logits.
 
     ``present`` (b, n); ``place`` (b, n, n + 2), of every thing as a holder, then the table and the gripper; ``open``
-    (b,) of the drawer.
+    (b,) of the drawer. ``spots``: by camera that is seen in detail, where each thing is, as `Spotter` says; where there
+    are any, they say what is there.
     """
 
     present: Float[Tensor, "b n"]
     place: Float[Tensor, "b n m"]
     open: Float[Tensor, " b"]
+    spots: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _Layer(nn.Module):
@@ -89,41 +93,39 @@ class _Layer(nn.Module):
         return queries + self.mlp(self.norms[2](queries))
 
 
-class DetailStem(nn.Module):
-    """Features of a picture in detail at the places of a camera's patches; zero before training.
+class Spotter(nn.Module):
+    """Where each thing is seen in a picture in detail: logits at an eighth of its size (CenterNet, Zhou et al. 2019).
 
-    Halves the picture by convolutions until it has the patches' grid (as Xiao et al. 2021 have transformers see).
+    What is at a place is told by what is around it alone, wherever that is: every thing of every scene teaches it, and
+    there is no whole scene to learn by heart.
 
     Args:
-        size: Edge of the picture [px]: the grid times a power of two, from four.
-        grid: Edge of the grid.
-        width: Of the features.
+        size: Edge of the picture [px], a multiple of `CELL`.
+        names: Number of things.
+        width: Channels.
 
     Raises:
-        ConfigError: The size does not fit the grid.
+        ConfigError: Another size.
     """
 
-    def __init__(self, size: int, grid: int, width: int) -> None:
+    def __init__(self, size: int, names: int, width: int = 96) -> None:
         super().__init__()
-        halvings = (size // grid).bit_length() - 1
-        if halvings < 2 or size != grid << halvings:
-            sizes = [grid << k for k in range(2, 6)]
-            raise ConfigError(f"a picture in detail: expected one of {sizes} px for {grid} patches a side, got {size}")
+        if size < 4 * CELL or size % CELL:
+            raise ConfigError(f"a picture in detail: expected a multiple of {CELL} px from {4 * CELL} on, got {size}")
+        self.size = size
+        halves = [(3, width // 6), (width // 6, width // 3), (width // 3, 2 * width // 3)]
         layers: list[nn.Module] = []
-        inputs = 3
-        for k in range(halvings):
-            outputs = width if k == halvings - 1 else min(16 << k, width)
+        for inputs, outputs in halves:
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GELU()]
-            inputs = outputs
-        self.size, self.layers = size, nn.Sequential(*layers)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        layers += [nn.Conv2d(2 * width // 3, width, 3, 1, 1), nn.GELU(), nn.Conv2d(width, width, 3, 1, 1), nn.GELU()]
+        self.layers, self.out = nn.Sequential(*layers), nn.Conv2d(width, names, 1)
+        assert self.out.bias is not None
+        nn.init.constant_(self.out.bias, -4.6)  # hardly anything is anywhere
 
-    def forward(self, pictures: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, "b p w"]:
-        """Features, row by row."""
+    def forward(self, pictures: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, "b n rows columns"]:
+        """Logits of every thing at every cell."""
         x = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
-        return self.out(self.layers(x).flatten(2).transpose(1, 2))
+        return self.out(self.layers(x))
 
 
 class ReaderNet(nn.Module):
@@ -175,8 +177,13 @@ class ReaderNet(nn.Module):
         self.apart = nn.Linear(width, 2)
         drawers = [k for k, name in enumerate(universe.names) if universe.kind(name) == "drawer"]
         self.drawer = drawers[0] if drawers else 0
-        grids = {name: round(self.patches[name] ** 0.5) for name in self.details}
-        self.stems = nn.ModuleDict({name: DetailStem(self.details[name], grids[name], width) for name in grids})
+        count = len(universe.names)
+        self.spotters = nn.ModuleDict({name: Spotter(size, count) for name, size in self.details.items()})
+        self.spotted: nn.Linear | None = None
+        if self.details:
+            self.spotted = nn.Linear(1, 1)
+            nn.init.ones_(self.spotted.weight)
+            nn.init.zeros_(self.spotted.bias)
 
     def forward(
         self, patches: Float[Tensor, "b p v"], body: Float[Tensor, "b s"], details: Mapping[str, Tensor] | None = None
@@ -184,15 +191,6 @@ class ReaderNet(nn.Module):
         """Logits; places that cannot be are minus infinity. Pictures in detail are (b, size, size, 3), by camera."""
         pose = self.body((body - self.body_mean) / self.body_std)[:, None]
         seen = self.patch(patches) + self.at
-        if self.details:
-            given = details or {}
-            closer = [
-                self.stems[name](given[name])
-                if name in self.details
-                else seen.new_zeros(len(seen), count, 1).expand(-1, -1, seen.shape[2])
-                for name, count in self.patches.items()
-            ]
-            seen = seen + torch.cat(closer, dim=1)
         keys = torch.cat([seen, pose], dim=1)
         queries = (self.color(self.index[:, 0]) + self.kind(self.index[:, 1]) + self.own).expand(len(patches), -1, -1)
         for layer in self.layers:
@@ -201,7 +199,19 @@ class ReaderNet(nn.Module):
         among = self.held(x) @ self.holds(x).transpose(1, 2) * x.shape[-1] ** -0.5
         among = among.masked_fill(~self.may_hold, -torch.inf)
         place = torch.cat([among, self.apart(x)], dim=2)
-        return Reading(present=self.present(x)[..., 0], place=place, open=self.open(x[:, self.drawer])[:, 0])
+        spots = self.spot(details or {})
+        present = self.there(spots) if spots else self.present(x)[..., 0]
+        return Reading(present=present, place=place, open=self.open(x[:, self.drawer])[:, 0], spots=spots)
+
+    def spot(self, details: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where each thing is seen: by camera, logits (b, n, rows, columns)."""
+        return {name: spotter(details[name]) for name, spotter in self.spotters.items()}
+
+    def there(self, spots: Mapping[str, Tensor]) -> Float[Tensor, "b n"]:
+        """Logits of what is there, by where it is seen best."""
+        assert self.spotted is not None
+        best = torch.stack([spot.flatten(2).amax(2) for spot in spots.values()]).amax(0)
+        return self.spotted(best[..., None])[..., 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +301,7 @@ def reading_loss(
     present: Bool[Tensor, "b n"],
     place: Tensor,
     is_open: Float[Tensor, " b"],
+    hidden: Bool[Tensor, "b n"] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropies of what is there, of what holds what is there, and of the drawer.
 
@@ -299,9 +310,11 @@ def reading_loss(
         present: What is there.
         place: Index (b, n) of what holds a thing: a thing, n for the table, n + 1 for the gripper; -1 for unknown.
         is_open: One for open, zero for closed; NaN where there is no drawer or it is half-way.
+        hidden: What is there and cannot be seen: nothing is to be learnt of whether it is there.
     """
     binary = nn.functional.binary_cross_entropy_with_logits
-    there = binary(reading.present, present.float())
+    each = binary(reading.present, present.float(), reduction="none")
+    there = each.mean() if hidden is None else each[~hidden].mean()
     candidates = torch.cat([present, torch.ones_like(present[:, :2])], dim=1)
     logits = reading.place.masked_fill(~candidates[:, None], -torch.inf)
     known = place >= 0
@@ -310,3 +323,24 @@ def reading_loss(
     drawer = binary(reading.open[sure], is_open[sure]) if bool(sure.any()) else there * 0.0
     parts = {"present": there.detach(), "place": held.detach(), "drawer": drawer.detach()}
     return 4.0 * there + held + 0.3 * drawer, parts
+
+
+def spot_loss(spots: Float[Tensor, "b n rows columns"], uv: Float[Tensor, "b n 2"]) -> Tensor:
+    """Focal loss of where things are seen, by the thing (Zhou et al. 2019, 1904.07850, equation 1).
+
+    Args:
+        spots: Logits.
+        uv: Where each thing is, 0..1 from the left and the top; NaN where it is not seen.
+    """
+    rows, columns = spots.shape[2:]
+    scale = torch.tensor([columns, rows], dtype=uv.dtype)
+    inside = (uv.isfinite() & (uv >= 0) & (uv < 1)).all(2)
+    cell = torch.where(inside[..., None], uv * scale, -9.0).floor()
+    apart_x = torch.arange(columns) - cell[..., :1]
+    apart_y = torch.arange(rows) - cell[..., 1:]
+    near = torch.exp(-0.5 * (apart_y.square()[..., None] + apart_x.square()[..., None, :]))
+    near = near * inside[..., None, None]
+    p = spots.sigmoid()
+    right = nn.functional.logsigmoid(spots) * (1 - p) ** 2 * (near == 1.0)
+    wrong = nn.functional.logsigmoid(-spots) * p**2 * (1 - near) ** 4 * (near < 1.0)
+    return -(right.sum() + wrong.sum()) / inside.sum().clamp(min=1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..console import log, progress
 from ..datasets.store import EpisodeStore
@@ -20,16 +20,32 @@ from .grounding import LEAST_SPREAD
 from .loop import Optimization, TrainLoop
 from .model import stack_images
 from .pretrained import Pretrained, identity_of
-from .scene_reader import GRIPPER, TABLE, DetailStem, ReaderNet, SceneReader, Universe, reading_loss
+from .scene_reader import GRIPPER, TABLE, ReaderNet, Reading, SceneReader, Spotter, Universe, reading_loss, spot_loss
 
+MAX_OBJECTS = 8
+"""Items in the labels of a scene."""
 AT_ONCE = 32
 """Scenes whose patches are computed at once."""
 HALF = (0.03, 0.06)
 """The drawer is closed below the first and open above the second [m]; between, nothing is learnt."""
 
 
-Some = tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]
-"""Of some scenes: patches, poses, pictures in detail by camera, what is there, what holds what, and the drawer."""
+@dataclass(frozen=True, kw_only=True)
+class Some:
+    """Some labelled scenes, as `Scenes` holds them, with pictures in detail by camera."""
+
+    patches: Tensor
+    body: Tensor
+    details: dict[str, Tensor]
+    present: Tensor
+    place: Tensor
+    open: Tensor
+    hidden: Tensor
+    uv: dict[str, Tensor]
+
+    def read(self, net: ReaderNet) -> Reading:
+        """What a net says of them."""
+        return net(self.patches, self.body, self.details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +55,8 @@ class Scenes:
     Pictures in detail, which are large, stay in the stores.
 
     Attributes:
+        hidden: What is there and cannot be seen (n, k).
+        uv: By camera that is seen in detail, where things are in its picture (n, k, 2); NaN where they are not seen.
         stores: In the order of the scenes.
         details: Cameras seen in detail, and the size of these pictures [px].
     """
@@ -48,13 +66,23 @@ class Scenes:
     present: Tensor
     place: Tensor
     open: Tensor
+    hidden: Tensor
+    uv: Mapping[str, Tensor] = field(default_factory=dict)
     stores: Sequence[EpisodeStore] = ()
     details: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self, index: Tensor) -> Some:
         """Some scenes."""
-        labels = (self.present[index], self.place[index], self.open[index])
-        return self.patches[index].float(), self.body[index], self._closer(index), *labels
+        return Some(
+            patches=self.patches[index].float(),
+            body=self.body[index],
+            details=self._closer(index),
+            present=self.present[index],
+            place=self.place[index],
+            open=self.open[index],
+            hidden=self.hidden[index],
+            uv={name: uv[index] for name, uv in self.uv.items()},
+        )
 
     def _closer(self, index: Tensor) -> dict[str, Tensor]:
         found = {name: torch.empty(len(index), size, size, 3, dtype=torch.uint8) for name, size in self.details.items()}
@@ -77,17 +105,15 @@ def _details(wanted: Mapping[str, int] | None, stores: Sequence[EpisodeStore], m
     """
     common = details_of(stores)
     found = dict(common if wanted is None else wanted)
-    backbone: Any = model.encoder.backbone
-    rows, columns = backbone.grid
     for name, size in found.items():
         if common.get(name) != size:
             raise ConfigError(
                 f"details: not every store has {size} px of camera {name!r}; all have {common or 'nothing'}. "
                 f"Type: brachium record env=scenes_moving env.details.{name}={size}"
             )
-        if name not in model.cameras or rows != columns:
-            raise ConfigError(f"details: expected cameras of {list(model.cameras)} with square grids, got {name!r}")
-        DetailStem(size, rows, 8)
+        if any(name not in store.embodiment.camera_names for store in stores):
+            raise ConfigError(f"details: expected cameras that every store has, got {name!r}")
+        Spotter(size, 1)
     each = [[m.name for m in store.schema.maps if m.name.endswith(DETAIL)] for store in stores]
     if wanted is None and len({tuple(names) for names in each}) > 1:
         had = ", ".join(f"{store.path.name}: {names or 'nothing'}" for store, names in zip(stores, each))
@@ -119,7 +145,8 @@ def scenes_of(
     number = {name: k for k, name in enumerate(universe.names)}
     may = universe.may_hold()
     more = {TABLE: len(number), GRIPPER: len(number) + 1}
-    patches, bodies, present, place, opened = [], [], [], [], []
+    patches, bodies, present, place, opened, hidden = [], [], [], [], [], []
+    uv: dict[str, list[np.ndarray]] = {name: [] for name in details or {}}
     for store in stores:
         spec = store.embodiment
         state = torch.from_numpy(store.lowdim("state").astype(np.float32))
@@ -132,7 +159,8 @@ def scenes_of(
                 patches.append(model.patches(images).flatten(1, 2).half())
                 bar.update(len(rows))
         bodies.append(state[:, model.encoder.body])
-        for episode in store.episodes:
+        views = _views(store, details or {})
+        for row, episode in enumerate(store.episodes):
             names, holders = episode.meta.get("names", ()), episode.meta.get("holders")
             if holders is None or episode.length != 1:
                 raise StoreError(
@@ -140,12 +168,24 @@ def scenes_of(
                 )
             there, held = np.zeros(len(number), bool), np.full(len(number), -1, np.int64)
             for name, holder in zip(names, holders):
+                if name is None:  # of a held-out pair: it has no name in these words
+                    continue
                 there[number[name]] = True
                 if holder in more:
                     held[number[name]] = more[holder]
                 elif holder is not None and may[number[name], number[holder]]:  # else it leans on what holds nothing
                     held[number[name]] = number[holder]
             drawer = episode.meta.get("drawer")
+            unseen = np.zeros(len(number), bool)
+            if drawer is not None and drawer < HALF[1]:
+                unseen[[number[n] for n, holder in zip(names, holders) if n and holder == "drawer"]] = True
+            hidden.append(unseen)
+            for name, seen in views.items():
+                where = np.full((len(number), 2), np.nan, np.float32)
+                for k, thing in enumerate(names):
+                    if thing and seen[row, k, 2] > 0 and not unseen[number[thing]]:
+                        where[number[thing]] = seen[row, k, :2]
+                uv[name].append(where)
             sure = drawer is not None and not HALF[0] < drawer < HALF[1]
             present.append(there)
             place.append(held)
@@ -156,9 +196,18 @@ def scenes_of(
         present=torch.from_numpy(np.stack(present)),
         place=torch.from_numpy(np.stack(place)),
         open=torch.tensor(opened),
+        hidden=torch.from_numpy(np.stack(hidden)),
+        uv={name: torch.from_numpy(np.stack(found)) for name, found in uv.items()},
         stores=tuple(stores),
         details=dict(details or {}),
     )
+
+
+def _views(store: EpisodeStore, cameras: Iterable[str]) -> dict[str, np.ndarray]:
+    """Where the items of every scene are in some cameras: (n, items, 3), u, v and the depth [m]."""
+    objects = store.lowdim("objects").astype(np.float32).reshape(store.num_episodes, MAX_OBJECTS, -1)
+    at = {name: 3 + 3 * k for k, name in enumerate(store.embodiment.camera_names)}
+    return {name: objects[:, :, at[name] : at[name] + 3] for name in cameras}
 
 
 @torch.no_grad()
@@ -166,9 +215,9 @@ def score(net: ReaderNet, scenes: Scenes, index: Tensor) -> dict[str, float]:
     """Shares of right answers: things one by one, whole sets of things, places of present things, drawers, scenes."""
     right: dict[str, list[Tensor]] = {key: [] for key in ("thing", "things", "place", "drawer", "scene")}
     for start in range(0, len(index), 256):
-        patches, body, closer, present, place, is_open = scenes.rows(index[start : start + 256])
-        found = net(patches, body, closer)
-        there = (found.present > 0) == present
+        some = scenes.rows(index[start : start + 256])
+        found, present, place, is_open = some.read(net), some.present, some.place, some.open
+        there = ((found.present > 0) == present) | some.hidden
         candidates = torch.cat([present, torch.ones_like(present[:, :2])], dim=1)
         best = found.place.masked_fill(~candidates[:, None], -torch.inf).argmax(2)
         known = place >= 0
@@ -189,6 +238,7 @@ def train_reader(
     vlm: str = "nano",
     init: str | None = None,
     details: Mapping[str, int] | None = None,
+    only: str = "all",
     heldout: int = 600,
     width: int = 96,
     depth: int = 3,
@@ -197,7 +247,7 @@ def train_reader(
     """Train a scene reader for planners: what is there, what holds what, and whether the drawer is open.
 
     The pretrained model is frozen; its vision of every scene is computed once. Cameras that all stores have in detail
-    (``record env=scenes_moving env.details.front=192``) are seen by convolutions of its own too. An interrupted
+    (``record env=scenes_moving env.details.front=192``) say what is there, by where each thing is seen. An interrupted
     training goes on when the command is typed again. The result, ``OUT/reader``, is for ``eyes=reader``.
 
     Args:
@@ -208,6 +258,7 @@ def train_reader(
             yet is added.
         details: Cameras to see in detail, and the size of these pictures [px], for example ``{front: 192}``; ``{}`` for
             none, and what all stores have when null.
+        only: What is trained: ``all``, or ``details`` alone, what a reader to go on from lacks.
         heldout: Scenes at the end kept for the scores.
         width, depth: Of the reader's layers.
         out: Folder.
@@ -218,6 +269,8 @@ def train_reader(
     begun = None if init is None else _begun(init, vlm, universe_of(opened))
     universe = universe_of(opened) if begun is None else begun.universe
     seen = _details(details, opened, model)
+    if only not in ("all", "details") or (only == "details" and (begun is None or not seen)):
+        raise ConfigError(f"only: expected all, or details with init=READER and scenes in detail, got {only!r}")
     scenes = scenes_of(opened, model, universe, seen)
     count = len(scenes.body)
     if not 1 <= heldout < count:
@@ -237,14 +290,30 @@ def train_reader(
     if begun is not None:
         _go_on(net, begun.net)
     net.train()
+    if only == "details":
+        net.requires_grad_(False)
+        net.spotters.requires_grad_(True)
+        assert net.spotted is not None
+        net.spotted.requires_grad_(True)
 
     def batch(step: int) -> Some:
         rng = np.random.default_rng([optimization.seed, step])
         return scenes.rows(torch.from_numpy(rng.integers(count - heldout, size=optimization.batch_size)))
 
     def loss(some: Some, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        patches, body, closer, present, place, is_open = some
-        return reading_loss(net(patches, body, closer), present, place, is_open)
+        if only == "details":
+            spots = net.spot(some.details)
+            told = net.there(spots)[~some.hidden]
+            there = nn.functional.binary_cross_entropy_with_logits(told, some.present[~some.hidden].float())
+            total, parts = 4.0 * there, {"present": there.detach()}
+        else:
+            reading = some.read(net)
+            total, parts = reading_loss(reading, some.present, some.place, some.open, some.hidden)
+            spots = dict(reading.spots)
+        if spots:
+            seen_at = torch.stack([spot_loss(spot, some.uv[name]) for name, spot in spots.items()]).mean()
+            total, parts = total + 0.3 * seen_at, {**parts, "spots": seen_at.detach()}
+        return total, parts
 
     loop = TrainLoop(
         name="reader",
@@ -257,7 +326,7 @@ def train_reader(
         identity={
             "data": [s.fingerprint for s in opened],
             "vlm": identity_of(vlm),
-            "sizes": [width, depth, heldout, seen],
+            "sizes": [width, depth, heldout, seen, only],
             "init": None if begun is None else begun.net.own.double().sum().item(),
         },
     )
@@ -297,9 +366,9 @@ def _go_on(net: ReaderNet, begun: ReaderNet) -> None:
         ConfigError: They are of other sizes.
     """
     known, own = begun.state_dict(), net.state_dict()
-    strange = [f"stems.{name}." for name, size in begun.details.items() if net.details.get(name) != size]
+    strange = [f"spotters.{name}." for name, size in begun.details.items() if net.details.get(name) != size]
     known = {key: value for key, value in known.items() if not key.startswith(tuple(strange))}
     common = {name: value for name, value in known.items() if name in own and own[name].shape == value.shape}
-    if any(name not in common and not name.startswith("stems.") for name in own):
+    if any(name not in common and not name.startswith("spotte") for name in own):
         raise ConfigError("init: the reader to go on from is of other sizes: leave init out")
     net.load_state_dict(own | common)

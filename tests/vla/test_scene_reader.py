@@ -15,7 +15,7 @@ from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
-from brachium.vla.scene_reader import DetailStem, ReaderNet, Reading, SceneReader, Universe, reading_loss
+from brachium.vla.scene_reader import ReaderNet, Reading, SceneReader, Spotter, Universe, reading_loss, spot_loss
 from brachium.vla.scene_reader_train import Scenes, _details, _go_on, details_of, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
@@ -74,14 +74,16 @@ def test_it_learns_scenes_that_patches_tell():
         patches[:, i, i] = present[:, i].float() * 3.0
         patches[:, i, 6:14] = torch.nn.functional.one_hot(place[:, i].clamp(min=0), 8).float() * 3.0
     patches[:, 6, 14] = opened * 3.0
-    scenes = Scenes(patches=patches.half(), body=torch.zeros(n, 3), present=present, place=place, open=opened)
+    hidden = torch.zeros_like(present)
+    labels = {"present": present, "place": place, "open": opened, "hidden": hidden}
+    scenes = Scenes(patches=patches.half(), body=torch.zeros(n, 3), **labels)
     torch.manual_seed(0)
     net = ReaderNet(UNIVERSE, vision=16, patches={"front": 7}, body=3, width=32, depth=2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
     for step in range(300):
         rows = torch.from_numpy(np.random.default_rng(step).integers(300, size=64))
         some = scenes.rows(rows)
-        value, _ = reading_loss(net(some[0], some[1]), *some[3:])
+        value, _ = reading_loss(some.read(net), some.present, some.place, some.open)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -105,7 +107,6 @@ def reader(nano):
         width=16,
         depth=1,
     )
-    torch.nn.init.normal_(net.stems["front"].out.weight)
     return SceneReader(net=net.eval(), universe=UNIVERSE, model=nano)
 
 
@@ -118,7 +119,7 @@ def test_it_is_the_same_after_it_is_loaded(tmp_path, reader):
     said, again = reader.read(images, state, closer), SceneReader.load(path).read(images, state, closer)
     assert torch.equal(said.present, again.present)
     assert torch.equal(said.place, again.place)
-    assert not torch.equal(said.present, reader.read(images[::-1], state, closer).present)  # cameras are told apart
+    assert not torch.equal(said.place, reader.read(images[::-1], state, closer).place)  # cameras are told apart
     blank = {"front": np.zeros((192, 192, 3), np.uint8)}
     assert not torch.equal(said.present, reader.read(images, state, blank).present)  # detail is looked at
 
@@ -128,9 +129,10 @@ def test_pictures_in_detail_come_with_their_scenes(recorded):
     stores = [EpisodeStore.open(path) for path in recorded]
     details, n = details_of(stores), [store.num_episodes for store in stores]
     blank = torch.zeros(sum(n), 0)
-    scenes = Scenes(patches=blank, body=blank, present=blank, place=blank, open=blank, stores=stores, details=details)
+    labels = {"patches": blank, "body": blank, "present": blank, "place": blank, "open": blank, "hidden": blank}
+    scenes = Scenes(**labels, stores=stores, details=details)
     rows = torch.tensor([n[0] + 3, 0, n[0] - 1, n[0], sum(n) - 1])
-    found = scenes.rows(rows)[2]["front"].float()
+    found = scenes.rows(rows).details["front"].float()
     small = [stores[int(r >= n[0])].read_images("front", [int(r) - n[0] * int(r >= n[0])])[0] for r in rows]
     seen = torch.from_numpy(np.stack(small)).float()
     seen = torch.nn.functional.avg_pool2d(seen.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -138,27 +140,85 @@ def test_pictures_in_detail_come_with_their_scenes(recorded):
     assert apart.argmin(1).tolist() == list(range(5))
 
 
+def test_what_is_told_of_a_place_is_told_by_what_is_around_it():
+    """A thing that moves by a cell moves the logits by a cell, and nothing far away."""
+    torch.manual_seed(0)
+    spotter = Spotter(96, 5, 24).eval()
+    picture = torch.zeros(2, 96, 96, 3, dtype=torch.uint8)
+    picture[0, 40:48, 40:48] = picture[1, 40:48, 48:56] = 200
+    found = spotter(picture)
+    assert found.shape == (2, 5, 12, 12)
+    torch.testing.assert_close(found[0, :, 3:8, 3:8], found[1, :, 3:8, 4:9])
+    empty = spotter(torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
+    torch.testing.assert_close(found[0, :, :, 10], empty[0, :, :, 10])
+    for size in (24, 100):
+        with pytest.raises(ConfigError, match=rf"expected a multiple of 8 px from 32 on, got {size}"):
+            Spotter(size, 5)
+
+
+def test_spot_loss_against_its_equation():
+    """Written out cell by cell, as in equation 1 of 1904.07850."""
+    g = torch.Generator().manual_seed(0)
+    spots = torch.randn(2, 3, 4, 6, generator=g)
+    uv = torch.rand(2, 3, 2, generator=g)
+    uv[0, 1], uv[1, 2] = torch.nan, torch.tensor([0.5, 1.2])
+    total, count = 0.0, 0
+    for b in range(2):
+        for n in range(3):
+            u, v = uv[b, n].tolist()
+            inside = 0 <= u < 1 and 0 <= v < 1
+            count += inside
+            for y in range(4):
+                for x in range(6):
+                    p = 1 / (1 + math.exp(-float(spots[b, n, y, x])))
+                    cx, cy = (math.floor(u * 6), math.floor(v * 4)) if inside else (99, 99)
+                    near = math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 2) if inside else 0.0
+                    if near == 1.0:
+                        total -= (1 - p) ** 2 * math.log(p)
+                    else:
+                        total -= (1 - near) ** 4 * p**2 * math.log(1 - p)
+    assert float(spot_loss(spots, uv)) == pytest.approx(total / count, rel=1e-5)
+    assert float(spot_loss(spots, torch.full_like(uv, torch.nan))) > 0.0  # nothing is anywhere
+
+
+def test_what_cannot_be_seen_teaches_nothing_of_its_presence():
+    place = torch.full((1, 6, 8), -torch.inf)
+    place[:, :, 6:] = 0.0
+    present, nowhere = torch.tensor([[True, False, False, False, False, False]]), torch.full((1, 6), -1)
+    logits = torch.tensor([[-9.0, -9.0, -9.0, -9.0, -9.0, -9.0]])
+    reading = Reading(present=logits, place=place, open=torch.zeros(1))
+    args = (reading, present, nowhere, torch.tensor([float("nan")]))
+    assert float(reading_loss(*args)[0]) > 5.0
+    assert float(reading_loss(*args, present.clone())[0]) < 0.01
+
+
+def test_what_is_there_is_what_is_spotted_somewhere():
+    net = _net({"front": 96}, 0)
+    spots = {"front": torch.full((1, 6, 12, 12), -3.0)}
+    spots["front"][0, 4, 7, 2] = 5.0
+    assert net.there(spots).tolist() == [[-3.0, -3.0, -3.0, -3.0, 5.0, -3.0]]
+    picture = {"front": torch.randint(0, 255, (2, 96, 96, 3), dtype=torch.uint8)}
+    said = net(torch.randn(2, 144, 5), torch.randn(2, 3), picture)
+    torch.testing.assert_close(said.present, net.there(net.spot(picture)))
+
+
 def _net(details, seed):
     torch.manual_seed(seed)
-    net = ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details=details, width=16, depth=1)
-    for stem in net.stems.values():
-        torch.nn.init.normal_(stem.out.weight)
-    return net
+    return ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details=details, width=16, depth=1)
 
 
 def test_going_on_takes_sight_in_detail_whole_or_not_at_all():
     begun, inputs = _net({"front": 192}, 0), (torch.randn(2, 144, 5), torch.randn(2, 3))
-    same, without = _net({"front": 192}, 1), _net({}, 1)
-    _go_on(same, begun)
+    same, other, without = _net({"front": 192}, 1), _net({"front": 96}, 1), _net({}, 1)
+    fresh = {name: value.clone() for name, value in other.spotters.state_dict().items()}
     picture = {"front": torch.randint(0, 255, (2, 192, 192, 3), dtype=torch.uint8)}
+    for net in (same, other, without):
+        _go_on(net, begun)
+        small = {name: picture[name][:, :: 192 // size, :: 192 // size] for name, size in net.details.items()}
+        assert torch.equal(net(*inputs, small).open, begun(*inputs, picture).open)
     assert torch.equal(same(*inputs, picture).present, begun(*inputs, picture).present)
-    torch.manual_seed(2)
-    other = ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details={"front": 96}, width=16, depth=1)
-    _go_on(other, begun)
-    assert float(other.stems["front"].out.weight.detach().abs().max()) == 0.0, "another size begins from nothing"
-    _go_on(without, begun)
-    small = {"front": picture["front"][:, ::2, ::2]}
-    assert torch.equal(other(*inputs, small).present, without(*inputs).present)
+    for name, value in other.spotters.state_dict().items():
+        assert torch.equal(value, fresh[name]), "another size begins from nothing"
     with pytest.raises(ConfigError, match="of other sizes"):
         _go_on(ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, width=24, depth=1), begun)
 
@@ -169,13 +229,6 @@ def test_details_are_checked_before_anything_is_computed(recorded, nano, capfd):
     assert _details({}, stores, nano) == {}
     with pytest.raises(ConfigError, match=r"not every store has 96 px of camera 'front'; all have \{'front': 48\}"):
         _details({"front": 96}, stores, nano)
-
-
-def test_sizes_that_do_not_fit_the_grid_are_named():
-    with pytest.raises(ConfigError, match=r"expected one of \[48, 96, 192, 384\] px for 12 patches a side, got 100"):
-        DetailStem(100, 12, 8)
-    with pytest.raises(ConfigError, match="got 24"):
-        DetailStem(24, 12, 8)
 
 
 def test_bad_input(tmp_path, reader):
@@ -226,7 +279,7 @@ def test_the_verb_trains_and_goes_on_from_a_reader(recorded, tmp_path):
     first = train(recorded, "first", 30)
     assert json.loads((tmp_path / "first" / "scores.json").read_text())["thing"] > 0.6
     assert first.details == {"front": 48}
-    assert first.net.stems["front"].out.weight.abs().max() > 0, "what is seen in detail is learnt from"
+    assert float(first.net.spotted.weight.detach() - 1.0) != 0.0, "what is seen in detail is learnt from"
     again = train(recorded[:1], "again", 1, init=str(tmp_path / "first" / "reader"))
     assert again.universe == first.universe, "what it knew it knows"
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(first.net.parameters(), again.net.parameters()))
