@@ -21,6 +21,8 @@ from .seeing import details, views
 ZONE = "zone"
 LOOKS = 3
 """Looks after which what is there may be corrected."""
+TELLING = (-4.0, 8.0)
+"""Log-odds that one look may add: what is not seen may be behind the hand, what is seen is there."""
 NAMED = 2.0
 """Log-odds that the instruction's naming a thing adds: people name what is there."""
 SYNONYMS = {"block": "cube", "blocks": "cube"}
@@ -79,7 +81,9 @@ class ReadScenes:
         images = views(observation, self.reader.model.cameras)
         closer = details(observation, self.reader.details)
         reading = self.reader.read(images, np.asarray(observation.state, np.float32), closer)
-        present = reading.present[0].double().numpy() + NAMED * self._named(str(observation.instruction))
+        present = np.clip(reading.present[0].double().numpy(), *TELLING) + NAMED * self._named(
+            str(observation.instruction)
+        )
         state = self._seen(lane, present, reading)
         beliefs = state.beliefs
         state.recent.append((float(reading.open[0].sigmoid()), reading.place[0]))

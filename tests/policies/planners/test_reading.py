@@ -142,3 +142,14 @@ def test_detail_that_is_missing_or_of_another_size_is_named(told):
     small = Observation(images={"front": image, "front_detail": image}, state=np.zeros(3, np.float32))
     with pytest.raises(ConfigError, match=r"expected a picture of 8 x 8 px, got one of \(4, 4, 3\)"):
         eyes.estimate(small, 0)
+
+
+def test_what_a_hand_hides_for_some_looks_is_still_there(told):
+    """Seen twice, then hidden for four looks in which it is surely not seen: a thing does not go away."""
+    told.present = dict.fromkeys(("red cube", "red bowl"), 6.0)
+    told.place = {"red cube": TABLE}
+    eyes = ReadScenes(reader=told, kinds=KINDS)
+    look(eyes), look(eyes)
+    told.present["red cube"] = -30.0
+    for _ in range(4):
+        assert "red cube" in names(look(eyes))
