@@ -2,7 +2,8 @@
 
 One query a thing of a known universe attends to the patches of all cameras (as DETR's object queries do, Carion et al.
 2020); a thing's name is its color and its kind, so that what is learnt of one color serves all kinds. Where things are
-is a choice among the things that are there, the table and the gripper.
+is a choice among the things that are there, the table and the gripper. What is there is said by the queries too, or
+better, where a camera is seen in detail, by where each thing is seen in it (`Spotter`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from .model import stack_images
 from .pretrained import Pretrained, identity_of
 from .scene_reader import GRIPPER, TABLE, ReaderNet, Reading, SceneReader, Spotter, Universe, reading_loss, spot_loss
 
-MAX_OBJECTS = 8
-"""Items in the labels of a scene."""
 AT_ONCE = 32
 """Scenes whose patches are computed at once."""
 HALF = (0.03, 0.06)
@@ -97,11 +95,11 @@ class Scenes:
         return found
 
 
-def _details(wanted: Mapping[str, int] | None, stores: Sequence[EpisodeStore], model: Pretrained) -> dict[str, int]:
+def _details(wanted: Mapping[str, int] | None, stores: Sequence[EpisodeStore]) -> dict[str, int]:
     """What is seen in detail, checked before anything is computed.
 
     Raises:
-        ConfigError: Not in all stores, or nothing that this model's patches can be matched with.
+        ConfigError: Not in all stores, or of a size that things cannot be looked for in.
     """
     common = details_of(stores)
     found = dict(common if wanted is None else wanted)
@@ -205,7 +203,7 @@ def scenes_of(
 
 def _views(store: EpisodeStore, cameras: Iterable[str]) -> dict[str, np.ndarray]:
     """Where the items of every scene are in some cameras: (n, items, 3), u, v and the depth [m]."""
-    objects = store.lowdim("objects").astype(np.float32).reshape(store.num_episodes, MAX_OBJECTS, -1)
+    objects = store.lowdim("objects").astype(np.float32).reshape(-1, *store.schema.field("objects").shape)
     at = {name: 3 + 3 * k for k, name in enumerate(store.embodiment.camera_names)}
     return {name: objects[:, :, at[name] : at[name] + 3] for name in cameras}
 
@@ -268,7 +266,7 @@ def train_reader(
     opened, model = [EpisodeStore.open(path) for path in stores], Pretrained.load(vlm)
     begun = None if init is None else _begun(init, vlm, universe_of(opened))
     universe = universe_of(opened) if begun is None else begun.universe
-    seen = _details(details, opened, model)
+    seen = _details(details, opened)
     if only not in ("all", "details") or (only == "details" and (begun is None or not seen)):
         raise ConfigError(f"only: expected all, or details with init=READER and scenes in detail, got {only!r}")
     scenes = scenes_of(opened, model, universe, seen)

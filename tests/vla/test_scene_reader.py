@@ -223,12 +223,12 @@ def test_going_on_takes_sight_in_detail_whole_or_not_at_all():
         _go_on(ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, width=24, depth=1), begun)
 
 
-def test_details_are_checked_before_anything_is_computed(recorded, nano, capfd):
+def test_details_are_checked_before_anything_is_computed(recorded):
     stores = [EpisodeStore.open(path) for path in recorded]
-    assert _details(None, stores, nano) == {"front": 48}
-    assert _details({}, stores, nano) == {}
+    assert _details(None, stores) == {"front": 48}
+    assert _details({}, stores) == {}
     with pytest.raises(ConfigError, match=r"not every store has 96 px of camera 'front'; all have \{'front': 48\}"):
-        _details({"front": 96}, stores, nano)
+        _details({"front": 96}, stores)
 
 
 def test_bad_input(tmp_path, reader):
