@@ -188,7 +188,11 @@ def sweep(overrides: Sequence[Override]) -> list[list[str]]:
 
 def plan(verb: str, config_name: str, composer: Composer, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the resolved and checked config of one job as plain values."""
-    config = composer.compose(config_name, overrides).config
+    try:
+        config = composer.compose(config_name, overrides).config
+    except ConfigError as error:  # which knows the config's name; people type the verb's
+        told = str(error).replace(f"`{config_name}`", f"`{verb}`")
+        raise ConfigError(told.replace(f"brachium {config_name} ", f"brachium {verb} ")) from error
     if config.get("_target_") is None:
         raise ConfigError(f"conf/{config_name}.yaml: expected a _target_ (the function `{verb}` runs), got none.")
     try:

@@ -469,3 +469,17 @@ def test_doctor_draws() -> None:
 
     passed, found, _ = render_with(os.environ.get("MUJOCO_GL", ""))
     assert passed, found
+
+
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [
+        (["train-reader", "stores=[x]", "detials=1"], "train-reader"),
+        (["eval", "planner=default", "plannr.x=1"], "eval"),
+    ],
+)
+def test_what_is_told_to_type_names_the_verb_and_not_its_config(words, verb, capsys):
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert f"`{verb}` has no option or group" in told
+    assert told.rstrip().endswith(f"Type: brachium {verb} --help")
