@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from ...sim.world import DRAWER_TRAVEL
 from ...symbols import Facts, Literal, Scene, SkillCall, SkillLibrary
 from ..language import Phrasings
 from ..tasks.base import OFF_TABLE, Episode, fallen, sample_tool
-from .chains import draw_skill, sensible
+from .chains import draw_skill, draw_way, sensible
 from .domain import tabletop_skills
 from .experts import expert
-from .families import sample
+from .families import Errand, sample
 from .layout import Layout
 from .measure import measured
 
@@ -29,6 +30,8 @@ BOWL = 0.056
 """Radius of bowls [m]: fingers must have room in them."""
 LEAST = 0.02
 """Least room between things for fingers [m]."""
+LOOSE = 0.003
+"""How far things on and in others are off [m], one standard deviation."""
 TRIES = 2000
 """Tables drawn at most until one fits."""
 RETREATED = 0.14
@@ -47,6 +50,8 @@ class SkillTask:
         kinds: Movable things that may be on the table.
         gap: Between things on the table, where there is room [m].
         possible: Share of episodes in which the skill can be done; the others are for learning when it cannot.
+        way: Share of these in which what was done before is part of the work: bowls fill, towers grow. In the others it
+            is anything.
         max_steps: Of an episode.
     """
 
@@ -58,13 +63,14 @@ class SkillTask:
         kinds: tuple[str, ...] = ("cube", "cylinder"),
         gap: float = 0.03,
         possible: float = 1.0,
+        way: float = 0.5,
         max_steps: int = 100,
     ) -> None:
         self.library: SkillLibrary = tabletop_skills()
         if skill not in self.library.skills:
             raise ConfigError(f"no skill {skill!r}. {did_you_mean(skill, self.library.skills)}")
         self.name, self.families, self.kinds = skill, tuple(families), tuple(kinds)
-        self.gap, self.max_steps, self.possible = gap, max_steps, possible
+        self.gap, self.max_steps, self.possible, self.way = gap, max_steps, possible, way
         text = self.library.skills[skill].instruction
         roles = {"x": "{object}", "y": "{goal}"}
         self.phrasings = Phrasings(train=(text.format(**roles),), paraphrase=(text.format(**roles),))
@@ -82,7 +88,7 @@ class SkillTask:
             break
         places = {f.args[0]: f.args[1] for f in sorted(scene.facts) if f.pred in ("on", "in")}
         opening = DRAWER_TRAVEL if Literal("open", ("drawer",)) in scene.facts else 0.0
-        items = layout.placed(places, opening)
+        items = _loose(rng, layout.placed(places, opening), places)
         first, last = call.args[0], call.args[-1]
         return Episode(
             scene=Table(items=items),
@@ -119,27 +125,40 @@ class SkillTask:
 
     def _state(self, rng: np.random.Generator) -> tuple[Scene, SkillCall]:
         for _ in range(TRIES):
-            scene = sample(rng, families=self.families).scene
+            errand = sample(rng, families=self.families)
+            scene = errand.scene
             if len(scene.things) > MOST + 1:  # the table is one
                 continue
             if any(t.kind in OBJECT_KINDS and t.kind not in self.kinds for t in scene.things):
                 continue
-            facts = scene.facts
-            for _ in range(int(rng.integers(0, BEFORE + 1))):
-                call = draw_skill(rng, self.library, scene.things, facts)
-                facts = facts if call is None else call.apply(facts)
-            if self.possible >= 1.0 or rng.random() < self.possible:
-                options = [c for c in sensible(self.library, scene.things, facts) if c.spec.name == self.name]
-            else:
-                options = [c for c in self.library.calls(scene.things) if c.spec.name == self.name]
-                options = [c for c in options if not c.applicable(facts) and not _holds(facts, c)]
+            can = self.possible >= 1.0 or rng.random() < self.possible
+            along = can and rng.random() < self.way
+            options = self._along(rng, errand) if along else self._anything(rng, scene, can)
             if options:
-                call = options[int(rng.integers(len(options)))]
+                later = np.arange(1, len(options) + 1) if along else np.ones(len(options))  # the fuller, the harder
+                facts, call = options[int(rng.choice(len(options), p=later / later.sum()))]
                 return Scene(things=scene.things, facts=facts), call
         raise ConfigError(
             f"none of {TRIES} drawn tables of {list(self.families) or 'all families'} with {list(self.kinds)} alone "
             f"allows {self.name}: give the task other families or kinds"
         )
+
+    def _along(self, rng: np.random.Generator, errand: Errand) -> list[tuple[Facts, SkillCall]]:
+        """When the skill is due on the way to what is asked."""
+        return [(facts, call) for facts, call in draw_way(rng, self.library, errand) if call.spec.name == self.name]
+
+    def _anything(self, rng: np.random.Generator, scene: Scene, can: bool) -> list[tuple[Facts, SkillCall]]:
+        """How the skill can be called, or cannot, after some others."""
+        facts = scene.facts
+        for _ in range(int(rng.integers(0, BEFORE + 1))):
+            call = draw_skill(rng, self.library, scene.things, facts)
+            facts = facts if call is None else call.apply(facts)
+        if can:
+            calls = [c for c in sensible(self.library, scene.things, facts) if c.spec.name == self.name]
+        else:
+            calls = [c for c in self.library.calls(scene.things) if c.spec.name == self.name]
+            calls = [c for c in calls if not c.applicable(facts) and not _holds(facts, c)]
+        return [(facts, call) for call in calls]
 
     @staticmethod
     def _tool(rng: np.random.Generator, items: Sequence[Item]) -> tuple[float, float, float]:
@@ -150,6 +169,23 @@ class SkillTask:
         height = float(rng.uniform(0.14, 0.2))
         y = item.y - 0.16 if item.kind == "drawer" else item.y
         return float(np.clip(item.x, 0.2, 0.45)), float(np.clip(y, -0.2, 0.2)), height
+
+
+def _loose(rng: np.random.Generator, items: Sequence[Item], places: Mapping[str, str]) -> tuple[Item, ...]:
+    """Things on and in others not quite where a layout has them: off the middle, and around a bowl anyhow."""
+    there, turns = {item.name: item for item in items}, {item.name: float(rng.uniform(-np.pi, np.pi)) for item in items}
+    found = []
+    for item in items:
+        under = there.get(places.get(item.name, ""))
+        if under is not None:
+            dx, dy = item.x - under.x, item.y - under.y
+            if under.kind == "bowl":
+                c, s = np.cos(turns[under.name]), np.sin(turns[under.name])
+                dx, dy = c * dx - s * dy, s * dx + c * dy
+            x, y = (float(v) for v in np.array([under.x + dx, under.y + dy]) + rng.normal(0.0, LOOSE, 2))
+            item = replace(item, x=x, y=y)
+        found.append(item)
+    return tuple(found)
 
 
 def _holds(facts: Facts, call: SkillCall) -> bool:
