@@ -25,6 +25,8 @@ from .pretrained import Pretrained
 FILES = {"about": "reader.json", "weights": "reader.safetensors"}
 CELL = 8
 """Edge of the cells of a picture in detail at which things are looked for [px]."""
+SHARP = 2.0
+"""How much more the likelier of two cells counts where a thing seems to be than their odds say: there are hundreds."""
 TABLE, GRIPPER = "table", "gripper"
 """Places beside the things themselves."""
 
@@ -123,10 +125,14 @@ class Spotter(nn.Module):
         assert self.out.bias is not None
         nn.init.constant_(self.out.bias, -4.6)  # hardly anything is anywhere
 
+    def features(self, pictures: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, "b channels rows columns"]:
+        """What is seen around every cell."""
+        x = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+        return self.layers(x)
+
     def forward(self, pictures: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, "b n rows columns"]:
         """Logits of every thing at every cell."""
-        x = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
-        return self.out(self.layers(x))
+        return self.out(self.features(pictures))
 
 
 class ReaderNet(nn.Module):
@@ -138,6 +144,7 @@ class ReaderNet(nn.Module):
         patches: Of each camera.
         body: Size of the tool's pose.
         details: Cameras seen in detail too, and the size of these pictures [px].
+        near: Queries know where their thing is seen in detail, and what is seen around it.
         width, depth, heads: Of the layers.
     """
 
@@ -149,6 +156,7 @@ class ReaderNet(nn.Module):
         patches: Mapping[str, int],
         body: int,
         details: Mapping[str, int] | None = None,
+        near: bool = True,
         width: int = 96,
         depth: int = 3,
         heads: int = 4,
@@ -185,6 +193,13 @@ class ReaderNet(nn.Module):
             self.spotted = nn.Linear(1, 1)
             nn.init.ones_(self.spotted.weight)
             nn.init.zeros_(self.spotted.bias)
+        self.spotted_near = nn.ModuleDict()
+        for name, spotter in self.spotters.items() if near else ():
+            assert isinstance(spotter, Spotter)
+            near_it = nn.Linear(spotter.out.in_channels + 3, width)
+            nn.init.zeros_(near_it.weight)  # who goes on from a reader begins as it is
+            nn.init.zeros_(near_it.bias)
+            self.spotted_near[name] = near_it
 
     def forward(
         self, patches: Float[Tensor, "b p v"], body: Float[Tensor, "b s"], details: Mapping[str, Tensor] | None = None
@@ -194,25 +209,48 @@ class ReaderNet(nn.Module):
         seen = self.patch(patches) + self.at
         keys = torch.cat([seen, pose], dim=1)
         queries = (self.color(self.index[:, 0]) + self.kind(self.index[:, 1]) + self.own).expand(len(patches), -1, -1)
+        around = self._features(details or {})
+        spots = {name: self._spotter(name).out(features) for name, features in around.items()}
+        for name, near in self.spotted_near.items():
+            queries = queries + near(_seen_near(spots[name].detach(), around[name].detach()))
         for layer in self.layers:
             queries = layer(queries, keys)
         x = self.norm(queries)
         among = self.held(x) @ self.holds(x).transpose(1, 2) * x.shape[-1] ** -0.5
         among = among.masked_fill(~self.may_hold, -torch.inf)
         place = torch.cat([among, self.apart(x)], dim=2)
-        spots = self.spot(details or {})
         present = self.there(spots) if spots else self.present(x)[..., 0]
         return Reading(present=present, place=place, open=self.open(x[:, self.drawer])[:, 0], spots=spots)
 
     def spot(self, details: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Where each thing is seen: by camera, logits (b, n, rows, columns)."""
-        return {name: spotter(details[name]) for name, spotter in self.spotters.items()}
+        return {name: self._spotter(name).out(features) for name, features in self._features(details).items()}
+
+    def _features(self, details: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._spotter(name).features(details[name]) for name in self.details}
+
+    def _spotter(self, name: str) -> Spotter:
+        found = self.spotters[name]
+        assert isinstance(found, Spotter)
+        return found
 
     def there(self, spots: Mapping[str, Tensor]) -> Float[Tensor, "b n"]:
         """Logits of what is there, by where it is seen best."""
         assert self.spotted is not None
         best = torch.stack([spot.flatten(2).amax(2) for spot in spots.values()]).amax(0)
         return self.spotted(best[..., None])[..., 0]
+
+
+def _seen_near(
+    spots: Float[Tensor, "b n rows columns"], features: Float[Tensor, "b channels rows columns"]
+) -> Float[Tensor, "b n channels_and_3"]:
+    """What is seen where each thing seems to be, that place (-1..1 from the left and the top), and how surely it is."""
+    rows, columns = spots.shape[2:]
+    share = (SHARP * spots.flatten(2)).softmax(2)
+    y, x = torch.meshgrid(torch.linspace(-1.0, 1.0, rows), torch.linspace(-1.0, 1.0, columns), indexing="ij")
+    at = torch.stack([x, y], dim=2).to(spots).flatten(0, 1)
+    sure = spots.flatten(2).amax(2, keepdim=True).sigmoid()
+    return torch.cat([share @ features.flatten(2).transpose(1, 2), share @ at, sure], dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +282,7 @@ class SceneReader:
             "vision": patch.in_features,
             "patches": self.net.patches,
             "details": self.net.details,
+            "near": bool(self.net.spotted_near),
             "body": len(self.net.body_mean),
             "width": self.net.at.shape[1],
             "depth": len(self.net.layers),
@@ -264,6 +303,7 @@ class SceneReader:
                 patches=patches,
                 body=body,
                 details=details,
+                near=bool(told.get("near")),
                 width=width,
                 depth=depth,
             )

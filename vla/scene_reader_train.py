@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..console import log, progress
 from ..datasets.store import EpisodeStore
@@ -236,7 +236,6 @@ def train_reader(
     vlm: str = "nano",
     init: str | None = None,
     details: Mapping[str, int] | None = None,
-    only: str = "all",
     heldout: int = 600,
     width: int = 96,
     depth: int = 3,
@@ -256,7 +255,6 @@ def train_reader(
             yet is added.
         details: Cameras to see in detail, and the size of these pictures [px], for example ``{front: 192}``; ``{}`` for
             none, and what all stores have when null.
-        only: What is trained: ``all``, or ``details`` alone, what a reader to go on from lacks.
         heldout: Scenes at the end kept for the scores.
         width, depth: Of the reader's layers.
         out: Folder.
@@ -267,8 +265,6 @@ def train_reader(
     begun = None if init is None else _begun(init, vlm, universe_of(opened))
     universe = universe_of(opened) if begun is None else begun.universe
     seen = _details(details, opened)
-    if only not in ("all", "details") or (only == "details" and (begun is None or not seen)):
-        raise ConfigError(f"only: expected all, or details with init=READER and scenes in detail, got {only!r}")
     scenes = scenes_of(opened, model, universe, seen)
     count = len(scenes.body)
     if not 1 <= heldout < count:
@@ -288,28 +284,16 @@ def train_reader(
     if begun is not None:
         _go_on(net, begun.net)
     net.train()
-    if only == "details":
-        net.requires_grad_(False)
-        net.spotters.requires_grad_(True)
-        assert net.spotted is not None
-        net.spotted.requires_grad_(True)
 
     def batch(step: int) -> Some:
         rng = np.random.default_rng([optimization.seed, step])
         return scenes.rows(torch.from_numpy(rng.integers(count - heldout, size=optimization.batch_size)))
 
     def loss(some: Some, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        if only == "details":
-            spots = net.spot(some.details)
-            told = net.there(spots)[~some.hidden]
-            there = nn.functional.binary_cross_entropy_with_logits(told, some.present[~some.hidden].float())
-            total, parts = 4.0 * there, {"present": there.detach()}
-        else:
-            reading = some.read(net)
-            total, parts = reading_loss(reading, some.present, some.place, some.open, some.hidden)
-            spots = dict(reading.spots)
-        if spots:
-            seen_at = torch.stack([spot_loss(spot, some.uv[name]) for name, spot in spots.items()]).mean()
+        reading = some.read(net)
+        total, parts = reading_loss(reading, some.present, some.place, some.open, some.hidden)
+        if reading.spots:
+            seen_at = torch.stack([spot_loss(spot, some.uv[name]) for name, spot in reading.spots.items()]).mean()
             total, parts = total + 0.3 * seen_at, {**parts, "spots": seen_at.detach()}
         return total, parts
 
@@ -324,7 +308,7 @@ def train_reader(
         identity={
             "data": [s.fingerprint for s in opened],
             "vlm": identity_of(vlm),
-            "sizes": [width, depth, heldout, seen, only],
+            "sizes": [width, depth, heldout, seen],
             "init": None if begun is None else begun.net.own.double().sum().item(),
         },
     )
@@ -364,7 +348,8 @@ def _go_on(net: ReaderNet, begun: ReaderNet) -> None:
         ConfigError: They are of other sizes.
     """
     known, own = begun.state_dict(), net.state_dict()
-    strange = [f"spotters.{name}." for name, size in begun.details.items() if net.details.get(name) != size]
+    strange = [name for name, size in begun.details.items() if net.details.get(name) != size]
+    strange = [f"{part}.{name}." for name in strange for part in ("spotters", "spotted_near")]
     known = {key: value for key, value in known.items() if not key.startswith(tuple(strange))}
     common = {name: value for name, value in known.items() if name in own and own[name].shape == value.shape}
     if any(name not in common and not name.startswith("spotte") for name in own):

@@ -15,7 +15,17 @@ from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
 from brachium.vla.loop import Optimization
 from brachium.vla.pretrained import Pretrained
-from brachium.vla.scene_reader import ReaderNet, Reading, SceneReader, Spotter, Universe, reading_loss, spot_loss
+from brachium.vla.scene_reader import (
+    SHARP,
+    ReaderNet,
+    Reading,
+    SceneReader,
+    Spotter,
+    Universe,
+    _seen_near,
+    reading_loss,
+    spot_loss,
+)
 from brachium.vla.scene_reader_train import Scenes, _details, _go_on, details_of, score, train_reader
 
 NAMES = ("red cube", "blue cube", "green ball", "red bowl", "green zone", "drawer")
@@ -202,9 +212,56 @@ def test_what_is_there_is_what_is_spotted_somewhere():
     torch.testing.assert_close(said.present, net.there(net.spot(picture)))
 
 
-def _net(details, seed):
+def _net(details, seed, **more):
     torch.manual_seed(seed)
-    return ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details=details, width=16, depth=1)
+    return ReaderNet(UNIVERSE, vision=5, patches={"front": 144}, body=3, details=details, width=16, depth=1, **more)
+
+
+def test_what_is_seen_near_a_thing_is_a_mean_over_where_it_seems_to_be():
+    rng = np.random.default_rng(0)
+    spots, features = rng.normal(0, 3, (2, 3, 4, 5)), rng.normal(0, 1, (2, 6, 4, 5))
+    found = _seen_near(torch.from_numpy(spots), torch.from_numpy(features)).numpy()
+    for b, n in np.ndindex(2, 3):
+        share = np.exp(SHARP * spots[b, n]) / np.exp(SHARP * spots[b, n]).sum()
+        seen = [(share * features[b, k]).sum() for k in range(6)]
+        at = [(share * np.linspace(-1, 1, 5)).sum(), (share.T * np.linspace(-1, 1, 4)).sum()]
+        np.testing.assert_allclose(found[b, n], [*seen, *at, 1 / (1 + np.exp(-spots[b, n].max()))], rtol=1e-5)
+
+
+def test_queries_know_where_their_thing_is_seen():
+    """Blind patches: what holds what is told by the picture in detail alone, and not without `near`."""
+    count, n = 8, len(UNIVERSE.names)
+    places, picture = torch.arange(count) % 2, torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
+    for k, place in enumerate(places):
+        picture[k, 4:12, 4 + 16 * place : 12 + 16 * place] = 255
+    inputs = torch.zeros(count, 4, 5), torch.zeros(count, 3), {"front": picture}
+    present, there = torch.ones(count, n, dtype=torch.bool), torch.full((count, n), -1)
+    there[:, 0] = n + places  # the first thing: on the table, or in the gripper
+    uv, right = torch.full((count, n, 2), torch.nan), {}
+    uv[:, 0] = torch.stack([0.25 + 0.5 * places, torch.full((count,), 0.25)], dim=1)
+    for near in (False, True):
+        torch.manual_seed(0)
+        sizes = {"vision": 5, "patches": {"front": 4}, "body": 3, "width": 16, "depth": 1}
+        net = ReaderNet(UNIVERSE, details={"front": 32}, near=near, **sizes)
+        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+        for _ in range(70):
+            reading = net(*inputs)
+            loss, _ = reading_loss(reading, present, there, torch.full((count,), torch.nan))
+            loss = loss + spot_loss(reading.spots["front"], uv)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        right[near] = float((net(*inputs).place[:, 0].argmax(1) == there[:, 0]).float().mean())
+    assert right[True] == 1.0
+    assert right[False] == 0.5
+
+
+def test_who_goes_on_from_a_reader_that_sees_nothing_near_begins_as_it_is():
+    begun, net = _net({"front": 64}, 0, near=False), _net({"front": 64}, 1)
+    _go_on(net, begun)
+    inputs = torch.randn(2, 144, 5), torch.randn(2, 3), {"front": torch.randint(0, 255, (2, 64, 64, 3)).byte()}
+    for ours, theirs in zip((net(*inputs).place, net(*inputs).present), (begun(*inputs).place, begun(*inputs).present)):
+        assert torch.equal(ours, theirs)
 
 
 def test_going_on_takes_sight_in_detail_whole_or_not_at_all():
