@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from brachium.envs.longhorizon.chains import draw_way
 from brachium.envs.longhorizon.domain import facts_of, tabletop_skills, universe
 from brachium.envs.longhorizon.families import EVERY, FAMILIES, LONG, sample
 from brachium.envs.longhorizon.symbolic import WAIT, SymbolicTable
@@ -48,6 +49,28 @@ def test_meanings_are_the_goals(family):
         errand = sample(rng, families=(family,))
         found = goals_of(errand.meaning, errand.scene, errand.past)
         assert {frozenset(goal) for goal in found} == {frozenset(goal) for goal in errand.goals}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ways_lead_to_a_goal(family):
+    """Drawn ways, against what facts and effects say, and against the shortest."""
+    library = tabletop_skills()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        errand = sample(rng, families=(family,))
+        way, facts = draw_way(rng, library, errand), errand.scene.facts
+        for then, call in way:
+            assert then == facts
+            assert call.applicable(facts)
+            facts = call.apply(facts)
+        reached = [all((Literal(w.pred, w.args) in facts) == w.value for w in goal) for goal in errand.goals]
+        assert any(reached), f"{errand.instruction}: {[call for _, call in way]}"
+        assert len(way) <= len(search(library, errand.scene, errand.goals).calls) + 3
+
+
+def test_a_way_that_is_too_long_is_cut():
+    errand = sample(np.random.default_rng(0), families=("sort_many",))
+    assert len(draw_way(np.random.default_rng(0), tabletop_skills(), errand, most=3)) == 3
 
 
 @pytest.mark.parametrize(("family", "least"), [*((f, 2) for f in FAMILIES), *((f, 5) for f in LONG)])
