@@ -11,14 +11,16 @@ from ...sim.simulation import Simulation
 from ...symbols import SkillCall
 from ..tasks.base import grasping
 from ..tasks.drawer import FINGER
-from .measure import in_tray, tray_point
+from .measure import in_bowl, in_tray, tray_point
 
 Move = tuple[np.ndarray, float]
 """Where the tool should go (3,) [m], and the gripper (1 = open)."""
 RETREAT = 0.19
 """Height to which the tool rises when a skill is done [m]."""
-OVER_BOWL, OVER_TRAY = 0.085, 0.088
-"""Heights of the tool from which things are let fall into bowls and the drawer [m]."""
+FIRST, NEXT = 0.014, 0.03
+"""How far from a bowl's middle the first thing is dropped, and more [m]."""
+OVER_BOWL, OVER_PILE, OVER_TRAY = 0.085, 0.03, 0.088
+"""Heights of the tool from which things are let fall into bowls, above what lies there, and into the drawer [m]."""
 PARK = (0.185, 0.215)
 """Rows on the robot's side of the table, where things are put that must go somewhere: x [m]."""
 NARROW = 0.78
@@ -127,21 +129,30 @@ def _opening(sim: Simulation, name: str) -> float:
 
 
 def _place_in(sim: Simulation, name: str, bowl: str) -> Move:
-    aim = sim.position(bowl)[:2]
-    radius = next(i.size for i in sim.scene.items if i.name == bowl)
-    others = [
-        sim.position(i.name)[:2] - aim
-        for i in sim.scene.items
-        if i.kind in OBJECT_KINDS and i.name != name and np.linalg.norm(sim.position(i.name)[:2] - aim) < 0.75 * radius
-    ]
-    if others:  # let it fall where the bowl is emptier
-        away = -np.mean(others, axis=0)
-        aim = aim + (0.016 / max(1e-6, float(np.linalg.norm(away))) * away if np.linalg.norm(away) > 0.006 else 0.0)
-    target = np.array([aim[0], aim[1], OVER_BOWL])
+    own = next(i for i in sim.scene.items if i.name == name)
+    aim, pile = _free_spot(sim, name, bowl)
+    target = np.array([aim[0], aim[1], max(OVER_BOWL, pile + own.height + OVER_PILE)])
     item = sim.position(name)
-    if np.linalg.norm(item[:2] - aim) < 0.02 and 0.03 < item[2] < 0.12:
-        return target, 1.0
+    falling = np.linalg.norm(item[:2] - aim) < 0.02 and 0.03 < item[2] < 0.12
+    if falling or in_bowl(sim, own, bowl):
+        return target, 1.0  # to take it again, in the bowl, would squeeze it out
     return _carry(sim, name, target) or (target, 1.0)
+
+
+def _free_spot(sim: Simulation, name: str, bowl: str) -> tuple[np.ndarray, float]:
+    """Where in a bowl (2,) [m] there is most room, and how high things are piled there [m]."""
+    middle = sim.position(bowl)[:2]
+    reach = 0.75 * next(i.size for i in sim.scene.items if i.name == bowl)
+    others = [i for i in sim.scene.items if i.kind in OBJECT_KINDS and i.name != name]
+    others = [i for i in others if np.linalg.norm(sim.position(i.name)[:2] - middle) < reach]
+    if not others:  # what is round would roll out
+        own = next(i for i in sim.scene.items if i.name == name)
+        return middle - np.array([FIRST if own.kind == "cube" else 0.0, 0.0]), 0.0
+    angles = np.linspace(0.0, 2 * np.pi, 24, endpoint=False)
+    spots = middle + NEXT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    away = np.linalg.norm(spots[:, None] - np.array([sim.position(i.name)[:2] for i in others]), axis=2)
+    best = int(away.min(1).argmax())
+    return spots[best], max([top(sim, i) for i, d in zip(others, away[best]) if d < 0.034], default=0.0)
 
 
 def _set_down(sim: Simulation, name: str, spot: np.ndarray, rest: float) -> Move:

@@ -14,6 +14,8 @@ OPEN_AT, CLOSED_AT = 0.07, 0.02
 """How far the drawer is out at least to be open, and at most to be closed [m]."""
 STILL = 0.05
 """Below this speed a thing rests [m/s]."""
+PILED = 0.05
+"""Height of what is under a thing in a bowl at most [m]."""
 LEVEL = 0.012
 """How far from its resting height a thing may be [m]."""
 
@@ -64,10 +66,8 @@ def _place(sim: Simulation, item: Item, movable: list[Item]) -> str:
     for other in sim.scene.items:
         if other.kind == "drawer" and in_tray(sim, at):
             return other.name
-        if other.kind == "bowl":
-            centre = sim.position(other.name)
-            if np.linalg.norm(at[:2] - centre[:2]) < 0.75 * other.size and at[2] < item.height + 0.05:
-                return other.name
+        if other.kind == "bowl" and in_bowl(sim, item, other.name):
+            return other.name
     for other in movable:
         if other.kind == "cube" and other.name != item.name:
             below = sim.position(other.name)
@@ -80,6 +80,16 @@ def _place(sim: Simulation, item: Item, movable: list[Item]) -> str:
         if other.kind == "zone" and np.linalg.norm(at[:2] - sim.position(other.name)[:2]) < other.size:
             return other.name
     return TABLE.name
+
+
+def in_bowl(sim: Simulation, item: Item, bowl: str) -> bool:
+    """Whether something is in a bowl, on its floor or on what is in it already."""
+    at, middle, size = (
+        sim.position(item.name),
+        sim.position(bowl),
+        next(i.size for i in sim.scene.items if i.name == bowl),
+    )
+    return bool(np.linalg.norm(at[:2] - middle[:2]) < 0.75 * size and at[2] < item.height + PILED)
 
 
 def in_tray(sim: Simulation, at: np.ndarray) -> bool:

@@ -26,8 +26,8 @@ MOST = 8
 """Things at most on a table: labels of scenes have room for as many."""
 BEFORE = 4
 """Skills at most that were done before the one that is asked for."""
-BOWL = 0.056
-"""Radius of bowls [m]: fingers must have room in them."""
+BOWL = 0.066
+"""Radius of bowls [m]: fingers must have room in them, and four things."""
 LEAST = 0.02
 """Least room between things for fingers [m]."""
 LOOSE = 0.003
