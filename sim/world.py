@@ -40,9 +40,6 @@ def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> muj
     """
     spec = _robot_spec(robot).copy()
     spec.option.timestep = timestep
-    # With several contact points a pair, a cylinder that leans on an edge is now and then found deep in it, and shot off
-    # at metres a second (MuJoCo 3.8.1).
-    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MULTICCD
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     # Pyramidal friction cones: with elliptic ones and few solver iterations a squeezed object is shot off the table.
     spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
@@ -131,8 +128,14 @@ def _add_bowl(world: mujoco.MjsBody, item: Item) -> None:
     """A round container of slanted walls around a base; `size` is its outer radius."""
     body = world.add_body(name=item.name, pos=[item.x, item.y, 0.0], quat=_yaw_quat(item.yaw))
     rgba = [*item.rgb, 1.0]
+    # What is in a bowl rests on the table: on a floor of its own, leaning cylinders were shot off at metres a second.
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.78 * item.size, 0.003, 0], pos=[0, 0, 0.003], rgba=rgba, **CONTACT
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        size=[0.78 * item.size, 0.001, 0],
+        pos=[0, 0, 0.001],
+        rgba=rgba,
+        contype=0,
+        conaffinity=0,
     )
     radius, half = 0.86 * item.size, math.tan(math.pi / BOWL_WALLS) * item.size
     for k in range(BOWL_WALLS):
