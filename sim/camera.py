@@ -19,6 +19,8 @@ from ..errors import RenderError, SpecMismatchError
 from .backend import choose_backend, unusable
 
 MAX_GEOMS = 512
+HIDDEN = 3
+"""Groups of geoms from this on are collision shapes, which no picture shows."""
 _OPEN: weakref.WeakSet[CameraRenderer] = weakref.WeakSet()
 
 
@@ -39,8 +41,9 @@ class CameraRenderer:
         atexit.unregister(_free_contexts)
         atexit.register(_free_contexts)  # after the one by which MuJoCo ends the display: the last goes first
         self._contexts: dict[tuple[int, ...], mujoco.MjrContext] = {}
+        self._bound: tuple[int, ...] = ()
         self._options = mujoco.MjvOption()
-        self._options.geomgroup[3:] = 0  # collision shapes
+        self._options.geomgroup[HIDDEN:] = 0
         self._options.sitegroup[:] = 0
         self._scene: mujoco.MjvScene | None = None
         self._perturb = mujoco.MjvPerturb()
@@ -56,17 +59,21 @@ class CameraRenderer:
         return context
 
     def _context_for(self, model: mujoco.MjModel) -> mujoco.MjrContext:
-        """Return a context that holds the model's meshes and textures; models without any share one."""
-        key: tuple[int, ...] = (model.nmesh, model.nmeshvert, model.ntex, model.ntexdata, model.nhfield, model.nskin)
+        """Return a context that holds the model's meshes and textures; models that show none share one."""
+        shown = _shown_meshes(model)
+        key: tuple[int, ...] = (shown, model.ntex, model.ntexdata, model.nhfield, model.nskin)
         if any(key):
-            key += (hash(model.tex_data.tobytes()), hash(model.mesh_vert.tobytes()))
+            key += (hash(model.tex_data.tobytes()),)
         if key not in self._contexts:
             try:
                 self._contexts[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
             except mujoco.FatalError as error:  # GLFW without a display opens a "context" that cannot draw
                 raise unusable(os.environ.get("MUJOCO_GL", ""), error) from error
             mujoco.mjr_resizeOffscreen(self.width, self.height, self._contexts[key])
+            self._bound = ()
+        if self._bound != key:  # each context draws into a buffer of its own
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._contexts[key])
+            self._bound = key
         return self._contexts[key]
 
     def segment(
@@ -130,6 +137,18 @@ class CameraRenderer:
             context.free()
         self._contexts.clear()
         self._gl.free()
+
+
+def _shown_meshes(model: mujoco.MjModel) -> int:
+    """What tells the meshes apart that pictures of a model show; 0 for none."""
+    if not model.nmesh:
+        return 0
+    shown = (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & (model.geom_group < HIDDEN)
+    last = int(model.geom_dataid[shown].max(initial=-1))
+    if last < 0:
+        return 0
+    end = model.mesh_vertadr[last] + model.mesh_vertnum[last]
+    return hash((last, model.mesh_vert[:end].tobytes()))
 
 
 def _context_class() -> type[mujoco.GLContext]:

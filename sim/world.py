@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -16,6 +17,8 @@ TABLE_SIZE = (0.42, 0.52)
 TABLE_CENTRE_X = 0.28
 CONTACT = {"solref": [0.008, 1.0], "solimp": [0.95, 0.99, 0.001, 0.5, 2.0]}
 BOWL_WALLS = 8
+SIDES, PRISM = 16, 24
+"""Of what is round in pictures, and of the prisms with which cylinders touch."""
 DRAWER_TRAVEL = 0.10
 """How far the drawer slides out [m]."""
 
@@ -46,7 +49,7 @@ def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> muj
     spec.visual.quality.shadowsize = 64  # shadows are off; the buffer is allocated all the same
     spec.visual.quality.offsamples = 0
     # A software rasteriser pays for every vertex: these look the same up to 256 px at 0.4 times the cost.
-    spec.visual.quality.numslices, spec.visual.quality.numstacks, spec.visual.quality.numquads = 16, 10, 1
+    spec.visual.quality.numslices, spec.visual.quality.numstacks, spec.visual.quality.numquads = SIDES, 10, 1
     spec.visual.map.znear = 0.01
     spec.visual.headlight.ambient = [0.35, 0.35, 0.35]
     spec.visual.headlight.diffuse = [0.2, 0.2, 0.2]
@@ -83,6 +86,8 @@ def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> muj
     )
     _add_camera(world, scene)
     for item in scene.items:
+        if item.kind == "cylinder":
+            spec.add_mesh(name=_prism(item), uservert=_prism_corners(item))
         _BUILDERS[item.kind](world, item)
     if any(item.kind == "drawer" for item in scene.items):
         spec.add_exclude(bodyname1="drawer", bodyname2="drawer_tray")
@@ -112,30 +117,35 @@ def _add_object(world: mujoco.MjsBody, item: Item) -> None:
         "cylinder": (mujoco.mjtGeom.mjGEOM_CYLINDER, [item.size, item.height, 0]),
     }
     kind, size = types[item.kind]
-    body.add_geom(
-        name=item.name,
-        type=kind,
-        size=size,
-        rgba=[*item.rgb, 1.0],
-        mass=0.04,
-        condim=4 if item.kind == "cube" else 6,  # what is round also resists rolling
-        friction=[0.9, 0.01, 0.001],
+    touch: dict[str, Any] = {
+        "mass": 0.04,
+        "condim": 4 if item.kind == "cube" else 6,  # what is round also resists rolling
+        "friction": [0.9, 0.01, 0.001],
         **CONTACT,
-    )
+    }
+    if item.kind == "cylinder":  # MuJoCo 3.8.1 now and then finds a leaning one deep in what it leans on
+        body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=_prism(item), group=3, **touch)
+        touch = {"mass": 0.0, "contype": 0, "conaffinity": 0}
+    body.add_geom(name=item.name, type=kind, size=size, rgba=[*item.rgb, 1.0], **touch)
+
+
+def _prism(item: Item) -> str:
+    return f"{item.name} prism"
+
+
+def _prism_corners(item: Item) -> list[float]:
+    """Corners of the prism with which a cylinder touches: x, y, z of one after another [m]."""
+    angles = 2.0 * np.pi * np.arange(PRISM) / PRISM
+    ring = item.size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [float(v) for z in (-item.height, item.height) for x, y in ring for v in (x, y, z)]
 
 
 def _add_bowl(world: mujoco.MjsBody, item: Item) -> None:
     """A round container of slanted walls around a base; `size` is its outer radius."""
     body = world.add_body(name=item.name, pos=[item.x, item.y, 0.0], quat=_yaw_quat(item.yaw))
     rgba = [*item.rgb, 1.0]
-    # What is in a bowl rests on the table: on a floor of its own, leaning cylinders were shot off at metres a second.
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
-        size=[0.78 * item.size, 0.001, 0],
-        pos=[0, 0, 0.001],
-        rgba=rgba,
-        contype=0,
-        conaffinity=0,
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.78 * item.size, 0.003, 0], pos=[0, 0, 0.003], rgba=rgba, **CONTACT
     )
     radius, half = 0.86 * item.size, math.tan(math.pi / BOWL_WALLS) * item.size
     for k in range(BOWL_WALLS):

@@ -193,7 +193,7 @@ def test_experts_do_a_piece_of_work_skill_by_skill(table):
 def test_a_bowl_holds_four(table):
     """The goals of long-horizon work can be reached: things find room beside one another, none is thrown out."""
     found = [work(table, "leave", seed) for seed in range(8)]
-    assert sum(success for success, _ in found) >= 6  # two cylinders pressed into one another may still fly apart
+    assert sum(success for success, _ in found) >= 7
     assert max(held for success, held in found if success) == 4
 
 

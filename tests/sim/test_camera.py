@@ -155,6 +155,31 @@ def in_thread(function):
     return result[0]
 
 
+MESH = """<mujoco><asset><mesh name="m" vertex="0 0 0  {s} 0 0  0 {s} 0  0 0 {s}"/></asset><worldbody>
+  <light pos="0 0 3" dir="0 0 -1" type="directional" castshadow="false"/>
+  <geom type="plane" size="2 2 0.1" rgba="0.6 0.6 0.6 1"/>
+  <geom type="mesh" mesh="m" pos="0 0 0.3" group="{group}" rgba="0.9 0.1 0.1 1"/>
+  <camera name="side" pos="1.5 0 0.6" xyaxes="0 1 0 -0.4 0 1"/></worldbody></mujoco>"""
+
+
+def test_models_take_turns_and_meshes_that_no_picture_shows_cost_no_context():
+    renderer = CameraRenderer(height=48, width=48)
+
+    def drawn(group, size):
+        model = mujoco.MjModel.from_xml_string(MESH.format(group=group, s=size))
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        return renderer.render(model, data, {"side": np.empty((48, 48, 3), np.uint8)})["side"]
+
+    hidden, shown, larger = drawn(3, 0.3), drawn(0, 0.3), drawn(0, 0.6)
+    assert 5 < red_pixels(shown).sum() < red_pixels(larger).sum()
+    assert not red_pixels(hidden).any()
+    for group, size, first in ((3, 0.3, hidden), (3, 0.9, hidden), (0, 0.3, shown), (0, 0.6, larger), (3, 0.1, hidden)):
+        np.testing.assert_array_equal(drawn(group, size), first)
+    assert len(renderer._contexts) == 3
+    renderer.close()
+
+
 def test_a_renderer_serves_only_its_own_thread(sims):
     sim = sims["arm6_ee"]
     mine = thread_renderer(96, 96)

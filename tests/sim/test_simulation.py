@@ -65,7 +65,7 @@ def test_things_rest_where_the_scene_puts_them(sim):
 
 
 def test_what_falls_into_a_bowl_gains_no_speed_there(sims):
-    """Dropped from 5 cm at any tilt, a cylinder is never faster than its fall (a floor of its own gave 7 m/s)."""
+    """Dropped from 5 cm at any tilt, a cylinder is never faster than its fall (cylinders proper reached 7 m/s)."""
     sim, fastest = sims["arm6_ee"], 0.0
     for seed in range(60):
         rng = np.random.default_rng(seed)
