@@ -171,9 +171,9 @@ def write_page(found: dict[str, Any]) -> None:
     """Put the tables between the marks of the page."""
     rows = found["rows"]
     lines = [
-        "| | success [%] | seen wordings | held-out | ended too early [%] | ever [%] | goal literals [%] "
+        "| | episodes | success [%] | seen wordings | held-out | ended too early [%] | ever [%] | goal literals [%] "
         "| skills/optimum | p against the first |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = rows["learned"]["outcomes"]
     for name, title in TITLES.items():
@@ -186,13 +186,14 @@ def write_page(found: dict[str, Any]) -> None:
         splits = " | ".join(f"{100 * a / b:.0f}" for a, b in (row["splits"][s] for s in ("train", "paraphrase")))
         steps = total["skills_to_optimum"]
         lines.append(
-            f"| {title} | {share(total['success'])} | {splits} | {share(total['premature'])} | {share(total['ever'])} "
+            f"| {title} | {total['episodes']} | {share(total['success'])} | {splits} "
+            f"| {share(total['premature'])} | {share(total['ever'])} "
             f"| {100 * total['goal_share']:.0f} | {'' if steps is None else f'{steps:.2f}'} "
             f"| {'' if name in ('learned', 'long') else f'{p:.2g}'} |"
         )
     text = [
-        f"`benchmarks/physical.py`, {rows['learned']['total']['episodes']} episodes a row, the same for all but the "
-        "last; 95 % Wilson intervals; p of the exact McNemar test, in pairs.",
+        "`benchmarks/physical.py`, the same episodes for all rows but that of longer work; 95 % Wilson intervals; p of "
+        "the exact McNemar test, in pairs.",
         "\n".join(lines),
     ]
     if all(name in rows for name in LADDER):
