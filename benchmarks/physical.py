@@ -152,10 +152,13 @@ def chains(policy: str | None, count: int) -> dict[str, Any]:
 
 
 def causes(rows: dict[str, Any]) -> dict[str, int]:
-    """First cause of every episode that fails with everything learned: the first oracle with which it succeeds."""
+    """First cause of every episode that fails with everything learned: the first oracle with which it succeeds.
+
+    Of the episodes that all rungs have.
+    """
     found: Counter[str] = Counter()
     for seed, good in rows["learned"]["outcomes"].items():
-        if good:
+        if good or any(seed not in rows[name]["outcomes"] for name in LADDER):
             continue
         rung = next((name for name in LADDER[1:] if rows[name]["outcomes"].get(seed)), None)
         found[CAUSES.get(rung or "", "time, or the table")] += 1
@@ -192,8 +195,8 @@ def write_page(found: dict[str, Any]) -> None:
             f"| {'' if name in ('learned', 'long') else f'{p:.2g}'} |"
         )
     text = [
-        "`benchmarks/physical.py`, the same episodes for all rows but that of longer work; 95 % Wilson intervals; p of "
-        "the exact McNemar test, in pairs.",
+        "`benchmarks/physical.py`, as many of the same episodes in each row but that of longer work; 95 % Wilson "
+        "intervals; p of the exact McNemar test, in pairs.",
         "\n".join(lines),
     ]
     if all(name in rows for name in LADDER):

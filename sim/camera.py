@@ -65,12 +65,12 @@ class CameraRenderer:
         if any(key):
             key += (hash(model.tex_data.tobytes()),)
         if key not in self._contexts:
+            self._bound = ()
             try:
                 self._contexts[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
             except mujoco.FatalError as error:  # GLFW without a display opens a "context" that cannot draw
                 raise unusable(os.environ.get("MUJOCO_GL", ""), error) from error
             mujoco.mjr_resizeOffscreen(self.width, self.height, self._contexts[key])
-            self._bound = ()
         if self._bound != key:  # each context draws into a buffer of its own
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._contexts[key])
             self._bound = key

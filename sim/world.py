@@ -34,7 +34,7 @@ def robot_model(robot: RobotModel) -> mujoco.MjModel:
 
 
 def build_model(robot: RobotModel, scene: Scene, timestep: float = 0.004) -> mujoco.MjModel:
-    """Compile table, robot and items into one model; takes about a millisecond.
+    """Compile table, robot and items into one model; takes one to two milliseconds.
 
     Args:
         robot: Its file says where it stands; the world's origin is the base frame and the table top is z = 0.

@@ -211,7 +211,7 @@ class ReaderNet(nn.Module):
         queries = (self.color(self.index[:, 0]) + self.kind(self.index[:, 1]) + self.own).expand(len(patches), -1, -1)
         around = self._features(details or {})
         spots = {name: self._spotter(name).out(features) for name, features in around.items()}
-        for name, near in self.spotted_near.items():
+        for name, near in self.spotted_near.items():  # detached: where a thing is seen is learnt from where it is
             queries = queries + near(_seen_near(spots[name].detach(), around[name].detach()))
         for layer in self.layers:
             queries = layer(queries, keys)
@@ -221,10 +221,6 @@ class ReaderNet(nn.Module):
         place = torch.cat([among, self.apart(x)], dim=2)
         present = self.there(spots) if spots else self.present(x)[..., 0]
         return Reading(present=present, place=place, open=self.open(x[:, self.drawer])[:, 0], spots=spots)
-
-    def spot(self, details: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Where each thing is seen: by camera, logits (b, n, rows, columns)."""
-        return {name: self._spotter(name).out(features) for name, features in self._features(details).items()}
 
     def _features(self, details: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._spotter(name).features(details[name]) for name in self.details}

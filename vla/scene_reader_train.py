@@ -309,7 +309,7 @@ def train_reader(
             "data": [s.fingerprint for s in opened],
             "vlm": identity_of(vlm),
             "sizes": [width, depth, heldout, seen],
-            "init": None if begun is None else begun.net.own.double().sum().item(),
+            "init": None if begun is None else [w.double().sum().item() for w in begun.net.state_dict().values()],
         },
     )
     loop.run()

@@ -45,8 +45,13 @@ def draw_way(
     """A way to one of an errand's goals: each step and the facts before it.
 
     Steps are drawn, not searched for: one that reaches a part of the goal and leaves the rest within reach, else one
-    that clears the table for such a step, else whatever reaches a part, or clears. A way of more steps than `most` is
-    cut.
+    that clears the table for such a step, else whatever reaches a part, or clears.
+
+    Args:
+        rng: Of the way.
+        library: What can be done.
+        errand: The work; it must have a goal.
+        most: Steps after which the way is cut.
     """
     things, facts, way = errand.scene.things, errand.scene.facts, list[tuple[Facts, SkillCall]]()
     goal = errand.goals[int(rng.integers(len(errand.goals)))]

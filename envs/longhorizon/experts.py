@@ -18,7 +18,7 @@ Move = tuple[np.ndarray, float]
 RETREAT = 0.19
 """Height to which the tool rises when a skill is done [m]."""
 FIRST, NEXT = 0.014, 0.03
-"""How far from a bowl's middle the first thing is dropped, and more [m]."""
+"""How far from a bowl's middle the first cube is dropped, and what comes after [m]."""
 OVER_BOWL, OVER_PILE, OVER_TRAY = 0.085, 0.03, 0.088
 """Heights of the tool from which things are let fall into bowls, above what lies there, and into the drawer [m]."""
 PARK = (0.185, 0.215)
@@ -133,7 +133,7 @@ def _place_in(sim: Simulation, name: str, bowl: str) -> Move:
     aim, pile = _free_spot(sim, name, bowl)
     target = np.array([aim[0], aim[1], max(OVER_BOWL, pile + own.height + OVER_PILE)])
     item = sim.position(name)
-    falling = np.linalg.norm(item[:2] - aim) < 0.02 and 0.03 < item[2] < 0.12
+    falling = np.linalg.norm(item[:2] - aim) < 0.02 and 0.03 < item[2] < target[2] + 0.035
     if falling or in_bowl(sim, own, bowl):
         return target, 1.0  # to take it again, in the bowl, would squeeze it out
     return _carry(sim, name, target) or (target, 1.0)
@@ -145,13 +145,13 @@ def _free_spot(sim: Simulation, name: str, bowl: str) -> tuple[np.ndarray, float
     reach = 0.75 * next(i.size for i in sim.scene.items if i.name == bowl)
     others = [i for i in sim.scene.items if i.kind in OBJECT_KINDS and i.name != name]
     others = [i for i in others if np.linalg.norm(sim.position(i.name)[:2] - middle) < reach]
-    if not others:  # what is round would roll out
+    if not others:  # a cube leaves room for more, on the robot's side; what is round would roll out from there
         own = next(i for i in sim.scene.items if i.name == name)
         return middle - np.array([FIRST if own.kind == "cube" else 0.0, 0.0]), 0.0
     angles = np.linspace(0.0, 2 * np.pi, 24, endpoint=False)
     spots = middle + NEXT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     away = np.linalg.norm(spots[:, None] - np.array([sim.position(i.name)[:2] for i in others]), axis=2)
-    best = int(away.min(1).argmax())
+    best = int(away.min(1).round(3).argmax())  # of spots that are as good the first, at every step
     return spots[best], max([top(sim, i) for i, d in zip(others, away[best]) if d < 0.034], default=0.0)
 
 

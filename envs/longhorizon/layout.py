@@ -14,13 +14,15 @@ from ..tasks.base import HIGH, LOW, make_item
 from ..tasks.drawer import WOOD
 
 BOWL, ZONE = 0.050, 0.045
-"""Radii of bowls and zones [m]: a little smaller than for single tasks, there are more of them."""
+"""Radii of bowls and zones [m]: a little smaller than for single tasks, where nothing falls into them."""
 FROM_DRAWER = 0.25
 """Distance of things from the cabinet's middle [m]."""
 LANE = (0.035, 0.25)
 """Half width and length of the way of the drawer's handle and of the hand at it, from the cabinet's middle [m]."""
 ATTEMPTS = 200
 """Layouts tried, ever tighter, before there is said to be no room."""
+RING, ASIDE = 4, 0.042
+"""Things beside one another in a bowl at most, and the distance of their middles [m]."""
 TRAY = 0.011
 """Height of the drawer's floor [m]."""
 
@@ -105,9 +107,11 @@ class Layout:
             return np.array([*spot, TRAY + item.height])
         if under.kind == "zone":
             return np.array([under.x, under.y, item.height])
-        angle, radius = 2.4 * rank, 0.0 if len(alike) == 1 else 0.021
+        beside = min(len(alike), RING)
+        angle = under.yaw + 2.0 * np.pi * (rank % RING + 0.5) / beside
+        radius = 0.0 if beside == 1 else 0.5 * ASIDE / np.sin(np.pi / beside)
         spot = [under.x + radius * np.cos(angle), under.y + radius * np.sin(angle)]
-        return np.array([*spot, 0.008 + item.height + 0.02 * (rank // 4)])
+        return np.array([*spot, 0.008 + item.height + 2.0 * item.height * (rank // RING)])
 
     def placed(self, places: Mapping[str, str], opening: float) -> tuple[Item, ...]:
         """The items with those that can be moved where they are."""
@@ -115,7 +119,11 @@ class Layout:
         for item in self.items:
             if item.name in places:
                 x, y, z = (float(v) for v in self.position(item.name, places, opening))
-                item = replace(item, x=x, y=y, lift=z - item.height)
+                within = next(
+                    (i for i in self.items if i.name == places[item.name] and i.kind in ("bowl", "drawer")), None
+                )
+                yaw = item.yaw if within is None else within.yaw  # or corners are in one another
+                item = replace(item, x=x, y=y, lift=z - item.height, yaw=yaw)
             found.append(item)
         return tuple(found)
 

@@ -83,7 +83,7 @@ def _place(sim: Simulation, item: Item, movable: list[Item]) -> str:
 
 
 def in_bowl(sim: Simulation, item: Item, bowl: str) -> bool:
-    """Whether something is in a bowl, on its floor or on what is in it already."""
+    """Whether something, by its middle, is in a bowl: on its floor, or on what is in it already."""
     at, middle, size = (
         sim.position(item.name),
         sim.position(bowl),

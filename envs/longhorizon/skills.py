@@ -27,13 +27,13 @@ MOST = 8
 BEFORE = 4
 """Skills at most that were done before the one that is asked for."""
 BOWL = 0.066
-"""Radius of bowls [m]: fingers must have room in them, and four things."""
+"""Radius of bowls [m]: fingers must have room in them, and four things. Four such bowls hardly fit on a table."""
 LEAST = 0.02
 """Least room between things for fingers [m]."""
-LOOSE = 0.003
+LOOSE = 0.002
 """How far things on and in others are off [m], one standard deviation."""
-TRIES = 2000
-"""Tables drawn at most until one fits."""
+TRIES, SOON = 2000, 100
+"""Tables drawn at most until one fits, and of those on the way to what is asked."""
 RETREATED = 0.14
 """Height of the tool at which a skill is over [m]: the camera sees the table again."""
 
@@ -50,8 +50,8 @@ class SkillTask:
         kinds: Movable things that may be on the table.
         gap: Between things on the table, where there is room [m].
         possible: Share of episodes in which the skill can be done; the others are for learning when it cannot.
-        way: Share of these in which what was done before is part of the work: bowls fill, towers grow. In the others it
-            is anything.
+        way: Share of these in which what was done before is part of the work, if that needs the skill: bowls fill,
+            towers grow. In the others it is anything.
         max_steps: Of an episode.
     """
 
@@ -77,8 +77,10 @@ class SkillTask:
 
     def sample(self, rng: np.random.Generator, split: str) -> Episode:
         """A table on which some skills were done before, and a call of the skill that is possible there."""
+        can = self.possible >= 1.0 or bool(rng.random() < self.possible)
+        along = can and bool(rng.random() < self.way)
         for left in reversed(range(TRIES)):
-            scene, call = self._state(rng)
+            scene, call = self._state(rng, can, along)
             try:
                 layout = Layout.draw(rng, scene.things, gap=self.gap, least=LEAST, bowl=BOWL, lane=True)
             except ConfigError:  # no room for all this
@@ -123,16 +125,15 @@ class SkillTask:
 
     # -- drawing -------------------------------------------------------------------------------------------------------
 
-    def _state(self, rng: np.random.Generator) -> tuple[Scene, SkillCall]:
-        for _ in range(TRIES):
+    def _state(self, rng: np.random.Generator, can: bool, along: bool) -> tuple[Scene, SkillCall]:
+        for attempt in range(TRIES):
+            along &= attempt < SOON  # some work has no need of the skill
             errand = sample(rng, families=self.families)
             scene = errand.scene
             if len(scene.things) > MOST + 1:  # the table is one
                 continue
             if any(t.kind in OBJECT_KINDS and t.kind not in self.kinds for t in scene.things):
                 continue
-            can = self.possible >= 1.0 or rng.random() < self.possible
-            along = can and rng.random() < self.way
             options = self._along(rng, errand) if along else self._anything(rng, scene, can)
             if options:
                 later = np.arange(1, len(options) + 1) if along else np.ones(len(options))  # the fuller, the harder
@@ -178,12 +179,13 @@ def _loose(rng: np.random.Generator, items: Sequence[Item], places: Mapping[str,
     for item in items:
         under = there.get(places.get(item.name, ""))
         if under is not None:
-            dx, dy = item.x - under.x, item.y - under.y
+            dx, dy, turn = item.x - under.x, item.y - under.y, 0.0
             if under.kind == "bowl":
-                c, s = np.cos(turns[under.name]), np.sin(turns[under.name])
+                turn = turns[under.name]
+                c, s = np.cos(turn), np.sin(turn)
                 dx, dy = c * dx - s * dy, s * dx + c * dy
             x, y = (float(v) for v in np.array([under.x + dx, under.y + dy]) + rng.normal(0.0, LOOSE, 2))
-            item = replace(item, x=x, y=y)
+            item = replace(item, x=x, y=y, yaw=item.yaw + turn)
         found.append(item)
     return tuple(found)
 

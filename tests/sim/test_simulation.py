@@ -87,6 +87,10 @@ def test_the_lowest_point_of_each_thing_is_the_table(sim):
         geom = sim.model.geom(one.name)
         half = {"cube": geom.size[2], "cylinder": geom.size[1], "ball": geom.size[0]}[one.kind]
         assert half == pytest.approx(one.height)
+        if one.kind == "cylinder":  # what it touches with is as high and as wide as what is seen
+            corners = sim.model.mesh_vert[np.isclose(np.abs(sim.model.mesh_vert[:, 2]), one.height, atol=1e-6)]
+            assert len(corners) >= 16
+            np.testing.assert_allclose(np.hypot(corners[:, 0], corners[:, 1]), one.size, atol=1e-6)
         assert 0.0 < sim.position(one.name)[2] - half < 1e-3
 
 

@@ -209,7 +209,7 @@ def test_what_is_there_is_what_is_spotted_somewhere():
     assert net.there(spots).tolist() == [[-3.0, -3.0, -3.0, -3.0, 5.0, -3.0]]
     picture = {"front": torch.randint(0, 255, (2, 96, 96, 3), dtype=torch.uint8)}
     said = net(torch.randn(2, 144, 5), torch.randn(2, 3), picture)
-    torch.testing.assert_close(said.present, net.there(net.spot(picture)))
+    torch.testing.assert_close(said.present, net.there(said.spots))
 
 
 def _net(details, seed, **more):
