@@ -37,7 +37,7 @@ def command(out: Path, *words: str) -> list[str]:
 
 
 def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}  # threads that wait spin
     return subprocess.run(command(out, *words), capture_output=True, text=True, env=environment, timeout=300)
 
 
