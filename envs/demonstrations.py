@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..datasets.schema import EXECUTED, StoreSchema
-from ..sim.embodiment import SimEmbodiment
 from ..spec import EmbodimentSpec
-from .tabletop import TabletopEnv
 
 
 class Step(NamedTuple):
@@ -38,26 +36,38 @@ def demonstration_schema(embodiment: EmbodimentSpec) -> StoreSchema:
     return StoreSchema(embodiment=embodiment, extras=(executed,))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Disturbable:
+    """What of an action (a,) may be disturbed, and by how much.
+
+    Attributes:
+        unit: What counts as a disturbance of size 1 of each element (a,); 0 where none is wanted.
+        absolute: Whether actions say where to go rather than how far.
+        grippers: Elements that open and close.
+        opened, closed: What those elements say to do so.
+    """
+
+    unit: np.ndarray
+    absolute: bool
+    grippers: tuple[int, ...] = (-1,)
+    opened: float = 1.0
+    closed: float = 0.0
+
+
 class Disturbances:
     """What comes between an expert's actions of one episode and the arm; the arguments are `ExpertDemonstrations`'.
 
     Args:
-        embodiment: Whose actions.
+        what: Of an action.
         rng: Of the episode.
         noise, noisy, drop, stumble: As of `ExpertDemonstrations`.
     """
 
     def __init__(
-        self,
-        embodiment: SimEmbodiment,
-        rng: np.random.Generator,
-        noise: float,
-        noisy: float,
-        drop: float,
-        stumble: float,
+        self, what: Disturbable, rng: np.random.Generator, noise: float, noisy: float, drop: float, stumble: float
     ) -> None:
-        self.embodiment, self.rng = embodiment, rng
-        self.scale = noise * embodiment.control.disturbance(embodiment.robot) * (rng.random() < noisy)
+        self.what, self.rng = what, rng
+        self.scale = noise * what.unit * (rng.random() < noisy)
         self.drop_at = int(rng.integers(4, 20)) if rng.random() < drop else -1
         self.astray = self._astray(rng, stumble)
 
@@ -65,29 +75,57 @@ class Disturbances:
         """What is executed at step `t` instead of an action (a,): float32 (a,)."""
         executed = action + self.rng.normal(0.0, 1.0, action.shape) * self.scale
         if t in self.astray:
-            executed = self._stumbled(action, self.astray[t])
+            executed = self._stumbled(action, *self.astray[t])
         if self.drop_at <= t < self.drop_at + 2:
-            executed[-1] = 1.0
+            executed[list(self.what.grippers)] = self.what.opened
         return executed.astype(np.float32)
 
-    def _astray(self, rng: np.random.Generator, stumble: float) -> dict[int, np.ndarray]:
-        """Time step -> disturbance, of each step at which the arm goes its own way."""
-        found: dict[int, np.ndarray] = {}
+    def _astray(self, rng: np.random.Generator, stumble: float) -> dict[int, tuple[np.ndarray, float]]:
+        """Time step -> way and sign of the grippers, of each step at which the arm goes its own way."""
+        found: dict[int, tuple[np.ndarray, float]] = {}
         if rng.random() >= stumble:
             return found
-        unit = self.embodiment.control.disturbance(self.embodiment.robot)
+        unit, grippers = self.what.unit.astype(float), list(self.what.grippers)
+        moving = np.setdiff1d(np.arange(len(unit)), np.arange(len(unit))[grippers])
         for _ in range(int(rng.integers(1, 3))):
             begin, length = int(rng.integers(2, 30)), int(rng.integers(2, 6))
-            way = np.append(rng.uniform(-1.0, 1.0, len(unit) - 1) * unit[:-1], rng.choice([-1.0, 0.0, 1.0]))
-            found |= dict.fromkeys(range(begin, begin + length), way)
+            way = np.zeros(len(unit))
+            way[moving] = rng.uniform(-1.0, 1.0, len(moving)) * unit[moving]
+            hand = float(rng.choice([-1.0, 0.0, 1.0]))
+            found |= dict.fromkeys(range(begin, begin + length), (way, hand))
         return found
 
-    def _stumbled(self, action: np.ndarray, way: np.ndarray) -> np.ndarray:
-        """The action with its position part replaced (delta control) or shifted (absolute) and the gripper flipped."""
-        absolute = self.embodiment.spec.action.reference == "absolute"
-        moved = np.where(way != 0.0, way + (action if absolute else 0.0), action)
-        moved[-1] = action[-1] if way[-1] == 0.0 else float(way[-1] > 0.0)
+    def _stumbled(self, action: np.ndarray, way: np.ndarray, hand: float) -> np.ndarray:
+        """The action with what moves replaced (deltas) or shifted (absolute), and the grippers flipped."""
+        moved = np.where(way != 0.0, way + (action if self.what.absolute else 0.0), action)
+        if hand and self.what.grippers:
+            moved[list(self.what.grippers)] = self.what.opened if hand > 0.0 else self.what.closed
         return moved
+
+
+class Demonstrator(Protocol):
+    """An environment whose expert can be recorded."""
+
+    @property
+    def spec_embodiment(self) -> EmbodimentSpec:
+        """What its robot sees, feels and accepts."""
+
+    @property
+    def task(self) -> Any:
+        """Has a `name` and `max_steps`."""
+
+    @property
+    def disturbable(self) -> Disturbable:
+        """What of an action may be disturbed."""
+
+    def expert_action(self) -> np.ndarray:
+        """What the expert would do now (a,)."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
+        """As Gymnasium's."""
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """As Gymnasium's."""
 
 
 class ExpertDemonstrations:
@@ -110,7 +148,7 @@ class ExpertDemonstrations:
 
     def __init__(
         self,
-        env: TabletopEnv,
+        env: Demonstrator,
         *,
         noise: float = 0.3,
         noisy: float = 0.8,
@@ -121,19 +159,19 @@ class ExpertDemonstrations:
         self.env, self.noise, self.noisy, self.drop, self.stumble = env, noise, noisy, drop, stumble
         self.settle = settle
         self.name = env.task.name
-        self.schema = demonstration_schema(env.embodiment.spec)
+        self.schema = demonstration_schema(env.spec_embodiment)
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """Run one episode; the same seed gives the same episode."""
         env, rng = self.env, np.random.default_rng([seed, 0xDE40])
         observation, _ = env.reset(seed=seed)
-        embodiment = env.embodiment
-        disturbed = Disturbances(embodiment, rng, self.noise, self.noisy, self.drop, self.stumble)
+        cameras = env.spec_embodiment.camera_names
+        disturbed = Disturbances(env.disturbable, rng, self.noise, self.noisy, self.drop, self.stumble)
         steps: list[Step] = []
         success, after = False, 0
         for t in range(env.task.max_steps):
             action = env.expert_action()
-            images = {name: observation[name] for name in embodiment.spec.camera_names}
+            images = {name: observation[name] for name in cameras}
             executed = disturbed.executed(t, action)
             steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
             if success and (after := after + 1) >= self.settle:

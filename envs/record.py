@@ -23,7 +23,6 @@ from ..errors import BrachiumError, ConfigError, SpecMismatchError
 from ..spec import DETAIL
 from .demonstrations import ExpertDemonstrations
 from .scenes import SceneSampler
-from .tabletop import TabletopEnv
 
 BYTES_PER_EPISODE = 250_000
 SEGMENT = 32
@@ -119,7 +118,7 @@ def make_source(env: Callable[..., Any], options: dict[str, Any]) -> Any:
     made = env()
     if isinstance(made, SceneSampler):
         return made
-    if isinstance(made, TabletopEnv):
+    if hasattr(made, "expert_action"):
         return ExpertDemonstrations(made, **options)
     raise ConfigError(f"cannot record from {type(made).__name__}: expected an environment with an expert, or scenes")
 

@@ -40,6 +40,7 @@ from .language import (
 )
 from .longhorizon.measure import places
 from .questions import ON_TABLE, Asker, Facts, Question, cover, visible_boxes
+from .tabletop import disturbable
 from .tasks.base import Episode, Task, grasping, make_item, place_apart, sample_colors, sample_tool
 
 MAX_ITEMS = 8
@@ -277,7 +278,7 @@ class SceneSampler:
         if drawn.drawer_start:
             sim.data.joint("drawer").qpos[0] = drawn.drawer_start
             sim.settle()
-        disturbed = Disturbances(self.embodiment, rng, **MOTION)
+        disturbed = Disturbances(disturbable(self.embodiment), rng, **MOTION)
         t = 0
         while True:
             for _ in range(int(rng.integers(1, PAUSE))):

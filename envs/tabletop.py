@@ -15,6 +15,7 @@ from ..sim.randomize import DomainRandomization
 from ..sim.scene import OBJECT_KINDS
 from ..sim.simulation import DOWN, Simulation
 from ..spec import EmbodimentSpec
+from .demonstrations import Disturbable
 from .language import SPLITS
 from .tasks.base import OUT_OF_TIME, Episode, Task
 
@@ -79,6 +80,11 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """What this environment's robot sees, feels and accepts."""
         return self.embodiment.spec
 
+    @property
+    def disturbable(self) -> Disturbable:
+        """What of an action may be disturbed in demonstrations."""
+        return disturbable(self.embodiment)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,6 +141,12 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _info(self, success: bool = False, **extra: Any) -> dict[str, Any]:
         return {"success": success, "task": self.task.name, **extra}
+
+
+def disturbable(embodiment: SimEmbodiment) -> Disturbable:
+    """What of the actions of an embodiment may be disturbed."""
+    unit = embodiment.control.disturbance(embodiment.robot)
+    return Disturbable(unit=unit, absolute=embodiment.spec.action.reference == "absolute")
 
 
 def misname(task: Task, episode: Episode, split: str, seed: int | None) -> Episode:

@@ -74,16 +74,16 @@ def evaluate(
     if episodes < 1 or num_envs < 1:
         raise ConfigError(f"expected episodes and num_envs of at least 1, got {episodes} and {num_envs}")
     tasks = _tasks(env, suite)
-    limits, spec = {}, None
+    limits, spec, known = {}, None, None
     for name, make in tasks.items():
-        limits[name], spec = _look_at(make, spec)
+        limits[name], spec, known = _look_at(make, spec)
     policy = _policy(checkpoint, executor, planner, spec, device)
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
     key = _run_key(checkpoint, policy, control)
     store = EpisodeLog(folder / "episodes.jsonl", key)
     begin, before = time.monotonic(), len(store.rows)
-    shares = dict(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25})
+    shares = _shares(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25}, known)
     for name, make in tasks.items():
         _evaluate_task(name, make, policy, store, vector, _seeds(episodes, shares, seed), num_envs, control)
     seconds = time.monotonic() - begin
@@ -160,8 +160,11 @@ def _tasks(
     return dict(suite)
 
 
-def _look_at(make: Callable[..., Any], spec: EmbodimentSpec | None) -> tuple[int | None, EmbodimentSpec]:
-    """An environment's number of steps, where the task says it, and its embodiment, which must be that of all."""
+def _look_at(
+    make: Callable[..., Any], spec: EmbodimentSpec | None
+) -> tuple[int | None, EmbodimentSpec, tuple[str, ...] | None]:
+    """An environment's number of steps, where the task says it, its embodiment, which must be that of all, and the kinds
+    of instructions it has, where it says them."""
     made = make()
     try:
         own: EmbodimentSpec = made.spec_embodiment
@@ -170,7 +173,17 @@ def _look_at(make: Callable[..., Any], spec: EmbodimentSpec | None) -> tuple[int
         limit = getattr(getattr(made, "task", None), "max_steps", None)
     finally:
         made.close()
-    return limit if isinstance(limit, int) else None, own
+    return limit if isinstance(limit, int) else None, own, getattr(made, "splits", None)
+
+
+def _shares(wanted: Mapping[str, float], known: tuple[str, ...] | None) -> dict[str, float]:
+    """Shares of the kinds of instructions that there are; suites of others have one kind."""
+    found = {split: share for split, share in wanted.items() if known is None or split in known}
+    if not found:
+        raise ConfigError(
+            f"splits: expected some of {list(known or ())}, which these environments have, got {list(wanted)}"
+        )
+    return found
 
 
 def _typed() -> list[str] | None:

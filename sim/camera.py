@@ -11,6 +11,7 @@ import importlib
 import os
 import threading
 import weakref
+from collections.abc import Mapping
 
 import mujoco
 import numpy as np
@@ -41,10 +42,12 @@ class CameraRenderer:
         atexit.unregister(_free_contexts)
         atexit.register(_free_contexts)  # after the one by which MuJoCo ends the display: the last goes first
         self._contexts: dict[tuple[int, ...], mujoco.MjrContext] = {}
+        self._keys: weakref.WeakKeyDictionary[mujoco.MjModel, tuple[int, ...]] = weakref.WeakKeyDictionary()
         self._bound: tuple[int, ...] = ()
         self._options = mujoco.MjvOption()
         self._options.geomgroup[HIDDEN:] = 0
         self._options.sitegroup[:] = 0
+        self._options.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0  # rays of sensors are nothing to see
         self._scene: mujoco.MjvScene | None = None
         self._perturb = mujoco.MjvPerturb()
         self._camera = mujoco.MjvCamera()
@@ -59,11 +62,18 @@ class CameraRenderer:
         return context
 
     def _context_for(self, model: mujoco.MjModel) -> mujoco.MjrContext:
-        """Return a context that holds the model's meshes and textures; models that show none share one."""
-        shown = _shown_meshes(model)
-        key: tuple[int, ...] = (shown, model.ntex, model.ntexdata, model.nhfield, model.nskin)
-        if any(key):
-            key += (hash(model.tex_data.tobytes()),)
+        """Return a context that holds the model's meshes and textures; models that show none share one.
+
+        What a model shows is looked at once: meshes and textures that change after it are drawn as they were.
+        """
+        key = self._keys.get(model)
+        if key is None:  # to hash megabytes of textures would cost more than to draw them
+            key = (_shown_meshes(model), model.ntex, model.ntexdata, model.nhfield, model.nskin)
+            if any(key):
+                quality = model.vis.quality
+                drawn = (quality.offsamples, quality.numslices, quality.numstacks, quality.numquads)
+                key += (hash(model.tex_data.tobytes()), hash(drawn))
+            self._keys[model] = key
         if key not in self._contexts:
             self._bound = ()
             try:
@@ -93,11 +103,20 @@ class CameraRenderer:
         return outputs
 
     def render(
-        self, model: mujoco.MjModel, data: mujoco.MjData, outputs: dict[str, np.ndarray], *, segmented: bool = False
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        outputs: dict[str, np.ndarray],
+        *,
+        segmented: bool = False,
+        sites: bool = False,
+        free: Mapping[str, mujoco.MjvCamera] | None = None,
     ) -> dict[str, np.ndarray]:
         """Fill each array of `outputs`, keyed by camera name: uint8 (height, width, 3). Returns `outputs`.
 
-        With `segmented`, pixels hold the number of the thing seen instead of its colour; see `segment`.
+        With `segmented`, pixels hold the number of the thing seen instead of its colour; see `segment`. With `sites`,
+        the model's sites of groups 0 to 2 are drawn too: suites of others show goals by them. Names in `free` are
+        cameras that the model itself has not.
         """
         if threading.get_ident() != self._thread:
             raise RenderError("a CameraRenderer renders only in the thread that made it; make one in each thread")
@@ -106,16 +125,19 @@ class CameraRenderer:
         if self._scene is None:
             self._scene = mujoco.MjvScene(model, MAX_GEOMS)
         scene, first = self._scene, True
+        self._options.sitegroup[:HIDDEN] = sites
         for name, image in outputs.items():
             height, width = image.shape[:2]
             if height > self.height or width > self.width:
                 raise SpecMismatchError(
                     f"camera {name!r}: expected at most {self.height}x{self.width}, got {height}x{width}"
                 )
-            self._camera.fixedcamid = camera_id(model, name)
+            camera = (free or {}).get(name)
+            if camera is None:
+                camera, self._camera.fixedcamid = self._camera, camera_id(model, name)
             if first:  # geometry is the same for every camera: build the scene once
                 mujoco.mjv_updateScene(
-                    model, data, self._options, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene
+                    model, data, self._options, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL, scene
                 )
                 for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG"):
                     scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
@@ -123,7 +145,7 @@ class CameraRenderer:
                     scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = segmented
                 first = False
             else:
-                mujoco.mjv_updateCamera(model, data, self._camera, scene)
+                mujoco.mjv_updateCamera(model, data, camera, scene)
             viewport = mujoco.MjrRect(0, 0, width, height)
             mujoco.mjr_render(viewport, scene, context)
             pixels = np.empty((height, width, 3), np.uint8)
@@ -148,7 +170,8 @@ def _shown_meshes(model: mujoco.MjModel) -> int:
     if last < 0:
         return 0
     end = model.mesh_vertadr[last] + model.mesh_vertnum[last]
-    return hash((last, model.mesh_vert[:end].tobytes()))
+    faces = model.mesh_facenum[: last + 1].tobytes()
+    return hash((last, faces, model.mesh_vert[:end].tobytes()))
 
 
 def _context_class() -> type[mujoco.GLContext]:

@@ -1,0 +1,1 @@
+"""Environments that others wrote, with our spec, instructions, seeds, success and cameras."""

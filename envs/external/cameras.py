@@ -1,0 +1,72 @@
+"""Pictures of a suite's own MuJoCo model by our renderer, in place of the suite's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from ...sim.camera import thread_renderer
+from ...sim.thinned import thinned
+
+LOOKS = ("geom_rgba", "geom_size", "site_rgba", "site_size", "mat_rgba", "cam_fovy")
+"""What suites change of a model when an episode begins, and what is drawn by the model rather than its data."""
+
+
+class SuiteCameras:
+    """Cameras of a model that somebody else simulates.
+
+    Args:
+        model: What is simulated; `refresh` after it was changed.
+        mesh_cell: Detail of meshes [m], as of `thinned`.
+        sites: Draw sites, by which suites show goals.
+        turned: Cameras that hang upside down; their pictures are turned by half a turn.
+        free: Cameras that the model has not, by name (`looking_at`).
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        *,
+        mesh_cell: float,
+        sites: bool = True,
+        turned: tuple[str, ...] = (),
+        free: Mapping[str, mujoco.MjvCamera] | None = None,
+    ) -> None:
+        self.model, self.sites, self.turned, self.free = model, sites, turned, dict(free or {})
+        self.view = thinned(model, mesh_cell)
+
+    def refresh(self) -> None:
+        """Take over colours and sizes that the suite has changed in its model."""
+        for name in LOOKS:
+            getattr(self.view, name)[:] = getattr(self.model, name)
+
+    def pictures(
+        self, data: mujoco.MjData, sizes: Mapping[str, tuple[int, int]], names: Mapping[str, str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What cameras see: uint8 (height, width, 3) each; `names` says what the model calls those it calls otherwise.
+
+        Args:
+            data: State of the model.
+            sizes: Camera -> (height, width) [px].
+            names: Camera -> its name in the model.
+        """
+        called = {camera: (names or {}).get(camera, camera) for camera in sizes}
+        found = {called[camera]: np.empty((*size, 3), np.uint8) for camera, size in sizes.items()}
+        most = max(h for h, _ in sizes.values()), max(w for _, w in sizes.values())
+        thread_renderer(*most).render(self.view, data, found, sites=self.sites, free=self.free)
+        return {
+            camera: np.ascontiguousarray(found[name][::-1, ::-1]) if camera in self.turned else found[name]
+            for camera, name in called.items()
+        }
+
+
+def looking_at(point: tuple[float, float, float], *, distance: float, azimuth: float, elevation: float) -> Any:
+    """A camera that looks at a point [m] from a distance [m], turned about it by two angles [degrees]."""
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = point
+    camera.distance, camera.azimuth, camera.elevation = distance, azimuth, elevation
+    return camera
