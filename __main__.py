@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
     "eval": ("eval", "run a policy (checkpoint=) or a planner (planner=) in closed loop and count successes"),
+    "benchmark": ("benchmark", "measure a policy on a suite of others, beside the published figures"),
     "plan": ("plan", "plan what an instruction asks for, and do it in simulation, with a video"),
     "serve": ("serve", "serve a checkpoint to clients: websocket, as openpi's"),
     "twin": ("twin", "a simulated robot in real time, to be deployed to as to a real one"),
@@ -59,7 +60,7 @@ VARIANTS: dict[str, dict[tuple[str, ...], str]] = {
     "record": {("robot=", "teleop="): "record_robot", ("policy=",): "record_policy"},
 }
 # What may be typed without its name: verb -> option.
-BARE = {"plan": "instruction"}
+BARE = {"plan": "instruction", "benchmark": "protocol"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .datasets.store import EpisodeStore
 from .envs.record import record
 from .errors import NotFoundError
 from .policies.evaluate import evaluate
+from .stages import StageClock, read_json, train_once, write_json
 from .vla.ground import Grounding
 from .vla.loop import Optimization
 from .vla.pretrained import find_pretrained, identity_of
@@ -155,19 +156,9 @@ class _Training:
             "data": [EpisodeStore.open(path).fingerprint for path in self.stores],
             "scenes": None if encoder else EpisodeStore.open(grounding.store).fingerprint,
         }
-        wanted, note = json.dumps(request, sort_keys=True, default=str), run / "request.json"
-        same = note.exists() and note.read_text() == wanted
-        if same and (run / "checkpoint").exists():
-            log(f"{run / 'checkpoint'}: trained already on this data; reusing it")
-            return False
-        if not same and run.exists():
-            log(f"{run}: was trained with other options or data; starting anew")
-            shutil.rmtree(run)
-            clock.forget(run)
-        run.mkdir(parents=True, exist_ok=True)
-        note.write_text(wanted)
         begin = {"init": str(self.init)} if self.init else {"grounding": None if encoder else grounding}
-        train(
+        make = partial(
+            train,
             store=[str(path) for path in self.stores],
             model=self.model,
             encoder=None if self.init else encoder,
@@ -177,7 +168,7 @@ class _Training:
             device=device,
             **begin,
         )
-        return True
+        return train_once(run, request, clock, make)
 
 
 def _correct(
@@ -191,12 +182,13 @@ def _correct(
     """Record a round of corrections; whether there was anything to record."""
     note, told = store.with_suffix(".json"), drives(checkpoint, executor, corrections.max_delay)
     wanted = {"policy": told, "suite": list(suite), "episodes": corrections.episodes}
-    found = _read(note)
+    found = read_json(note)
     if found == {**wanted, "done": True} and store.exists():
         log(f"{store}: has the corrections of this policy already; reusing them")
         return False
     store.parent.mkdir(parents=True, exist_ok=True)
-    _write(note, {**wanted, "done": False})  # before anything is removed: a kill must not leave half a store as whole
+    # before anything is removed: a kill must not leave half a store as whole
+    write_json(note, {**wanted, "done": False})
     if store.exists() and found.get("policy") != told:
         log(f"{store}: was recorded with another policy; starting anew")
         shutil.rmtree(store)
@@ -210,23 +202,8 @@ def _correct(
             workers=workers,
             max_delay=corrections.max_delay,
         )
-    _write(note, {**wanted, "done": True})
+    write_json(note, {**wanted, "done": True})
     return True
-
-
-def _write(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """JSON; empty where there is none that can be read."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _fingerprints(folder: Path) -> dict[str, str | None]:
@@ -238,48 +215,6 @@ def _fingerprints(folder: Path) -> dict[str, str | None]:
         except NotFoundError:
             found[name] = None
     return found
-
-
-class StageClock:
-    """Wall time of each stage, summed over interrupted runs; a stage that finds all done keeps what that took."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = _read(path)
-
-    def stage(self, name: str, run: Path | None = None) -> _Stage:
-        """Time a stage (of one run)."""
-        return _Stage(self, name if run is None else f"{run.name}/{name}")
-
-    def forget(self, run: Path) -> None:
-        """Begin anew with the training and evaluation of one run."""
-        for name in ("train", "eval"):
-            self.seconds.pop(f"{run.name}/{name}", None)
-
-    def of(self, name: str, run: Path) -> float:
-        """Seconds of a stage [s]."""
-        return self.only(name, run) or self.seconds.get(name, 0.0)
-
-    def only(self, name: str, run: Path) -> float:
-        """Seconds of a stage that is a run's own [s]."""
-        return self.seconds.get(f"{run.name}/{name}", 0.0)
-
-
-class _Stage:
-    """One stage's time; set `reused` where it found that all was there."""
-
-    def __init__(self, clock: StageClock, key: str) -> None:
-        self.clock, self.key, self.reused = clock, key, False
-
-    def __enter__(self) -> _Stage:
-        self.begin = time.monotonic()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        spent = time.monotonic() - self.begin
-        if not self.reused or self.key not in self.clock.seconds:
-            self.clock.seconds[self.key] = self.clock.seconds.get(self.key, 0.0) + spent
-            _write(self.clock.path, self.clock.seconds)
 
 
 def collect_result(folder: Path, run: Path, clock: StageClock, drafts: Sequence[Path] = ()) -> dict[str, Any]:

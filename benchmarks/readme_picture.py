@@ -50,7 +50,7 @@ def main() -> None:
         for row in chosen:
             make = load(f"env/tabletop/{task}")
             actions = np.asarray(row["actions"], np.float32)
-            seen = replay(lambda make=make: make(render_size=SIZE), row["seed"], row["options"], actions)
+            seen, _ = replay(lambda make=make: make(render_size=SIZE), row["seed"], row["options"], actions)
             frames += [panel(f, row["instruction"]) for f in [*seen, *([seen[-1]] * HOLD)]]
         columns.append(frames)
     length = max(map(len, columns))

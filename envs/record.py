@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,23 @@ from .scenes import SceneSampler
 BYTES_PER_EPISODE = 250_000
 SEGMENT = 32
 """Episodes that are committed together; a kill loses at most these from each worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingOptions:
+    """How demonstrations are disturbed; see `ExpertDemonstrations`.
+
+    Attributes:
+        noise: Disturbance of the executed action, as a share of what the environment calls one of size 1.
+        noisy: Share of the episodes that are disturbed.
+        drop: Share of the episodes in which the gripper opens once by itself.
+        stumble: Share of the episodes in which the arm goes astray once or twice.
+    """
+
+    noise: float = 0.3
+    noisy: float = 0.8
+    drop: float = 0.1
+    stumble: float = 0.5
 
 
 def record(

@@ -163,8 +163,8 @@ def _tasks(
 def _look_at(
     make: Callable[..., Any], spec: EmbodimentSpec | None
 ) -> tuple[int | None, EmbodimentSpec, tuple[str, ...] | None]:
-    """An environment's number of steps, where the task says it, its embodiment, which must be that of all, and the kinds
-    of instructions it has, where it says them."""
+    """An environment's number of steps, where the task says it, its embodiment, which must be that of all, and the
+    kinds of instructions it has, where it says them."""
     made = make()
     try:
         own: EmbodimentSpec = made.spec_embodiment
@@ -180,9 +180,7 @@ def _shares(wanted: Mapping[str, float], known: tuple[str, ...] | None) -> dict[
     """Shares of the kinds of instructions that there are; suites of others have one kind."""
     found = {split: share for split, share in wanted.items() if known is None or split in known}
     if not found:
-        raise ConfigError(
-            f"splits: expected some of {list(known or ())}, which these environments have, got {list(wanted)}"
-        )
+        raise ConfigError(f"splits: expected {list(known or ())}, which these environments have, got {list(wanted)}")
     return found
 
 

@@ -64,6 +64,9 @@ def _content(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
         "success_plot": Markup(success_plot(run)),
         "videos": videos,
         "videos_left_out": left_out,
+        "ranking": list(run.extra.get("ranking", ())),
+        "rules": str(run.extra.get("rules", "")),
+        "seed_rates": ", ".join(f"{value:.1f}" for value in run.extra.get("seeds", ())),
         "subgoals": _picture(folder / "subgoals.png"),
         "curves": [(title, Markup(svg), caption) for title, svg, caption in training_plots(run)],
         "steps": [(task, Markup(steps_plot(run, task)), _steps_caption(run, task)) for task in run.tasks],
@@ -160,6 +163,7 @@ def facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     assert isinstance(store, Mapping)
     training = [
         ("Demonstrations", run.extra.get("demos")),
+        ("Hardware", run.extra.get("hardware")),
         ("Demonstrations trained on", store.get("episodes")),
         ("Store", store.get("path")),
         ("Store fingerprint", store.get("fingerprint")),

@@ -105,10 +105,34 @@ def training_plots(run: Run) -> list[tuple[str, str, str]]:
         ("Acting: learning rate", _lines("act-lr", act, {"lr": ""}, floor=True), _rate_caption(act)),
         ("Acting: error on held-out episodes", _error_plot(act), _error_caption(act)),
     ]
+    plots.append(("Success over training", _success_curve(run.extra.get("curve", ())), CURVE))
     for part, what in PARTS.items():
         curve = _lines(f"{part}-loss", run.logs.get(part, ()), {"loss": "training batch"}, floor=True)
         plots.append((f"{what}: loss", curve, "Lower is better."))
     return [plot for plot in plots if plot[1]]
+
+
+CURVE = (
+    "Averaged weights at some moments of training, in closed loop; bars: 95 % Wilson intervals. The last is the result."
+)
+
+
+def _success_curve(points: Sequence[Mapping[str, Any]]) -> str:
+    """Success rate against the time of training."""
+    if len(points) < 2:
+        return ""
+    figure, axes = new_figure(PANEL)
+    minutes = [point["seconds"] / 60 for point in points]
+    rates = [100 * point["success_rate"] for point in points]
+    low = [rate - 100 * point["ci95"][0] for rate, point in zip(rates, points)]
+    high = [100 * point["ci95"][1] - rate for rate, point in zip(rates, points)]
+    axes.errorbar(minutes, rates, [low, high], color=SERIES[0], lw=1.7, marker="o", ms=4, elinewidth=1.1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("training [min]")
+    axes.set_ylabel("success [%]")
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    return page_svg(figure, "success-curve", "success over training")
 
 
 def _rate_caption(act: Sequence[Any]) -> str:

@@ -6,6 +6,7 @@ image a camera.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,14 +124,24 @@ def observation_of(batch: Mapping[str, Any], lane: int, spec: EmbodimentSpec, ti
 
 
 def replay(
-    make_env: Callable[[], gymnasium.Env[Any, Any]], seed: int, options: Mapping[str, Any] | None, actions: np.ndarray
-) -> list[np.ndarray]:
-    """Frames of an episode that was run before: the same seed and actions give the same states."""
-    env = make_env()
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    seed: int,
+    options: Mapping[str, Any] | None,
+    actions: np.ndarray,
+    most_fps: float = np.inf,
+) -> tuple[list[np.ndarray], float]:
+    """Frames of an episode that was run before, and how many of them are a second; the same seed and actions give the
+    same states. Of environments of a higher rate than `most_fps` every so manyth is drawn, and the last."""
+    env: Any = make_env()
+    rate = float(env.metadata.get("render_fps") or 10.0)
+    every = max(1, math.ceil(rate / most_fps))
+    if isinstance(getattr(env, "images", None), bool):
+        env.images = False  # what policies see costs time and is not shown
     env.reset(seed=seed, options=dict(options or {}))
     frames = [np.asarray(env.render())]
-    for action in actions:
+    for k, action in enumerate(actions):
         env.step(action)
-        frames.append(np.asarray(env.render()))
+        if (k + 1) % every == 0 or k + 1 == len(actions):
+            frames.append(np.asarray(env.render()))
     env.close()
-    return frames
+    return frames, rate / every

@@ -12,6 +12,8 @@ import numpy as np
 from ..console import progress
 from .rollout import replay
 
+FPS = 20.0
+"""Most pictures a second; of faster environments some are left out."""
 HOLD = 6
 """Frames that the last picture stays."""
 
@@ -37,10 +39,10 @@ def record_videos(
     with progress("recording videos", total=len(chosen), unit="videos") as bar:
         for row in chosen:
             actions = np.asarray(row["actions"], np.float32)
-            frames = replay(tasks[row["task"]], row["seed"], row["options"], actions)
+            frames, fps = replay(tasks[row["task"]], row["seed"], row["options"], actions, FPS)
             ending = "success" if row["success"] else "failure"
             path = target / f"{row['task']}-{row['split']}-{row['seed']}-{ending}.mp4"
-            write_video(path, frames, fps=10)
+            write_video(path, frames, fps=fps)
             listing.append({k: row[k] for k in ("task", "split", "seed", "instruction", "success", "steps")})
             listing[-1]["failure"] = row.get("failure", "")
             listing[-1]["file"] = f"videos/{path.name}"

@@ -27,7 +27,19 @@ LAYERS: dict[str, set[str]] = {
     "policies": FLOOR | {"datasets", "vla"},
     "real_robot": FLOOR | {"datasets", "sim", "vla", "envs", "policies"},
 }
-TOP = {"__main__", "cli", "demo", "corrections", "executions", "train_judge", "doctor", "catalog", "verify"}
+TOP = {
+    "__main__",
+    "cli",
+    "demo",
+    "benchmark",
+    "stages",
+    "corrections",
+    "executions",
+    "train_judge",
+    "doctor",
+    "catalog",
+    "verify",
+}
 LAYERS |= {part: set(LAYERS) | TOP for part in TOP}
 # The package's own __init__ resolves public names lazily and by string; what it imports under TYPE_CHECKING is free.
 IGNORED = {"tests", "benchmarks", "examples", "docs", "outputs", "build", "dist", "scripts", "integrations"}

@@ -101,6 +101,8 @@ class TrainLoop:
         resume: Go on from the save in `folder` if there is one.
         evaluate: Called with the averaged weights in place after the last step and every `evaluate_every` steps;
             returns metrics to log.
+        snapshot: Called with the step, with the averaged weights in place, every `snapshot_every` steps.
+        snapshot_every: 0 for never.
         identity: What else the numbers depend on, JSON-ready (data, model); a save made with another is refused.
 
     Attributes:
@@ -119,10 +121,13 @@ class TrainLoop:
         resume: bool,
         evaluate: Callable[[], dict[str, float]] | None = None,
         evaluate_every: int = 0,
+        snapshot: Callable[[int], None] | None = None,
+        snapshot_every: int = 0,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.module, self.make_batch, self.loss = name, module, make_batch, loss
         self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
+        self.snapshot, self.snapshot_every = snapshot, snapshot_every
         self.identity = {**vars(options), **json.loads(json.dumps(dict(identity or {}), default=str))}
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
@@ -179,6 +184,9 @@ class TrainLoop:
                         )
                     if self.evaluate and self._due(self.evaluate_every):
                         metrics |= logger.evaluation(self.step, self._evaluated())
+                    if self.snapshot and self._due(self.snapshot_every):
+                        with self._averaged():
+                            self.snapshot(self.step)
                     if self._due(options.save_every):
                         self.save()
                 if self.evaluate:
@@ -219,12 +227,17 @@ class TrainLoop:
 
     def _evaluated(self) -> dict[str, float]:
         """Evaluate with the averaged weights, then put the trained ones back."""
+        with self._averaged(), torch.no_grad():
+            return self.evaluate() if self.evaluate else {}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones."""
         kept = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.use_average()
         self.module.eval()
         try:
-            with torch.no_grad():
-                return self.evaluate() if self.evaluate else {}
+            yield
         finally:
             with torch.no_grad(), _uninterrupted():
                 for key, parameter in self.parameters.items():

@@ -49,6 +49,7 @@ def train(
     env: Callable[..., Any] | None = None,
     evaluator: Callable[..., Any] | None = None,
     evaluate_every: int = 0,
+    snapshot_every: int = 0,
     resume: bool = False,
     device: str = "auto",
 ) -> int:
@@ -77,6 +78,8 @@ def train(
         env: Environment whose spec must fit the store's, checked before anything runs; `evaluator` rolls out in it.
         evaluator: Called with `checkpoint`, `env` and `out` when training ends, if there is an `env`; null for none.
         evaluate_every: Steps between held-out losses; 0 for the end only.
+        snapshot_every: Steps between checkpoints that are kept in ``snapshots`` of `out`, to see how success grows
+            with training; 0 for none.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
     """
@@ -131,6 +134,16 @@ def train(
         cached=tune in ("frozen", "embodiment") and vla.recipe.points,
     )
     _announce(vla, sources, data)
+    if snapshot_every and tune == "lora":
+        raise ConfigError("snapshot_every needs tune=full or frozen: adapters are merged when training ends")
+
+    def snapshot(step: int) -> None:
+        noted = {**notes, "seconds": {"total": loop.spent}, "seed": optimization.seed, "init": init, "step": step}
+        noted |= {"store": _noted(sources), "head": type(vla.head).__name__}
+        target = folder / "snapshots" / f"{step:07d}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(target, vla, _goldens(vla, sources, init, tune), noted)
+
     writers = {name: ActionWriter(vla, name) for name in statistics} if insulate and vla.recipe.points else {}
     loop = TrainLoop(
         name="act",
@@ -142,6 +155,8 @@ def train(
         resume=resume,
         evaluate=(lambda: _evaluate(vla, data, statistics)) if data.testing else None,
         evaluate_every=evaluate_every,
+        snapshot=snapshot,
+        snapshot_every=snapshot_every,
         identity={
             "encoder_and_data": keys,
             "weights": weights,

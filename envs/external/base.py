@@ -183,24 +183,34 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
         return {"state": np.asarray(self.read_state(), np.float32), "instruction": self.instruction, **images}
 
 
-def camera_features(sizes: Mapping[str, int | tuple[int, int]], known: tuple[str, ...]) -> tuple[FeatureSpec, ...]:
+def camera_features(
+    sizes: Mapping[str, int | tuple[int, int]], known: tuple[str, ...], zoom: Mapping[str, float] | None = None
+) -> tuple[FeatureSpec, ...]:
     """Specs of some cameras of a suite.
 
     Args:
         sizes: Camera name -> edge, or height and width [px].
         known: Cameras that there are.
+        zoom: Camera -> how much nearer it looks than the suite's; it stands in the spec, for it is another view.
 
     Raises:
-        ConfigError: Another camera, a size that is none, or no camera.
+        ConfigError: Another camera, a size or a zoom that is none, or no camera.
     """
     found = []
+    for name, by in (zoom or {}).items():
+        if name not in sizes:
+            raise ConfigError(f"zoom: no camera {name!r} among the cameras. {did_you_mean(str(name), sizes)}")
+        if not 0.1 <= by <= 10.0:
+            raise ConfigError(f"zoom.{name}: expected 0.1 to 10, got {by}")
     for name, size in sizes.items():
         if name not in known:
             raise ConfigError(f"cameras: no camera {name!r}. {did_you_mean(str(name), known)}")
         pair = (size, size) if isinstance(size, int) else tuple(size)
         if len(pair) != 2 or not all(isinstance(n, int) and 8 <= n <= 2048 for n in pair):
             raise ConfigError(f"cameras.{name}: expected a size from 8 to 2048 px, or [height, width], got {size!r}")
-        found.append(FeatureSpec(name=name, shape=(*pair, 3), dtype="uint8"))
+        by = (zoom or {}).get(name, 1.0)
+        view = "" if by == 1.0 else f"zoom {by:g}"
+        found.append(FeatureSpec(name=name, shape=(*pair, 3), dtype="uint8", frame=view))
     if not found:
         raise ConfigError(f"cameras: expected at least one of {list(known)}, got none")
     return tuple(found)

@@ -41,6 +41,7 @@ class MetaWorldEnv(SuiteEnv):
     Args:
         task: Its name, such as ``pick-place``.
         cameras: Camera -> edge of its picture [px], in the order in which a model sees them.
+        zoom: Camera -> how much nearer it looks: 1.6 shows the middle 62 % of the suite's picture.
         mesh_cell: Detail of the robot's meshes in pictures [m]; 0 draws every face.
         images, render_mode, render_size: As of `SuiteEnv`.
     """
@@ -50,6 +51,7 @@ class MetaWorldEnv(SuiteEnv):
         *,
         task: str,
         cameras: Mapping[str, int],
+        zoom: Mapping[str, float] | None = None,
         mesh_cell: float = 0.008,
         images: bool = True,
         render_mode: str | None = None,
@@ -59,7 +61,7 @@ class MetaWorldEnv(SuiteEnv):
         name = checked_task(task)
         super().__init__(
             task=SuiteTask(name=name, max_steps=MAX_STEPS),
-            spec=sawyer_spec(camera_features(cameras, CAMERAS)),
+            spec=sawyer_spec(camera_features(cameras, CAMERAS, zoom)),
             images=images,
             render_mode=render_mode,
             render_size=render_size,
@@ -73,7 +75,7 @@ class MetaWorldEnv(SuiteEnv):
         self.env.set_task(Task(env_name=f"{name}-v3", data=pickle.dumps(told)))
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True
         self.env.model.camera("corner2").pos = CORNER2
-        self.cameras = SuiteCameras(self.env.model, mesh_cell=mesh_cell, turned=("corner2",))
+        self.cameras = SuiteCameras(self.env.model, mesh_cell=mesh_cell, turned=("corner2",), zoom=zoom)
         warnings.filterwarnings("ignore", "Constant", module="metaworld")  # its experts ask for more than a step
         self._seen = np.zeros(39)
         self._expert: Any = None
@@ -149,19 +151,22 @@ def sawyer_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
 
 
 def suite(
-    *, tasks: str, cameras: Mapping[str, int], mesh_cell: float = 0.008, images: bool = True
+    *,
+    tasks: str,
+    cameras: Mapping[str, int],
+    zoom: Mapping[str, float] | None = None,
+    mesh_cell: float = 0.008,
+    images: bool = True,
 ) -> dict[str, Callable[..., MetaWorldEnv]]:
     """Factories of a set of tasks, by task name.
 
     Args:
         tasks: One of `SPLITS`, or names of tasks with commas between them.
-        cameras, mesh_cell, images: As of `MetaWorldEnv`.
+        cameras, zoom, mesh_cell, images: As of `MetaWorldEnv`.
     """
-    names = task_names(tasks)
-    return {
-        name: partial(MetaWorldEnv, task=name, cameras=dict(cameras), mesh_cell=mesh_cell, images=images)
-        for name in names
-    }
+    made: dict[str, Any] = {"cameras": dict(cameras), "zoom": dict(zoom or {})}
+    made |= {"mesh_cell": mesh_cell, "images": images}
+    return {name: partial(MetaWorldEnv, task=name, **made) for name in task_names(tasks)}
 
 
 def task_names(tasks: str) -> tuple[str, ...]:

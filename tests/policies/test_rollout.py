@@ -139,7 +139,8 @@ def test_a_replay_is_the_episode(make_env):
         made.append(make_env("push", images=False, render_mode="rgb_array", render_size=64))
         return made[-1]
 
-    frames = replay(factory, 4, {"split": "paraphrase"}, result.actions)
+    frames, fps = replay(factory, 4, {"split": "paraphrase"}, result.actions)
+    assert fps == 10.0
     assert len(frames) == result.steps + 1
     assert all(frame.shape == (64, 64, 3) for frame in frames)
     alone = make_env("push", images=False, render_size=64)

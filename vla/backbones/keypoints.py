@@ -3,7 +3,8 @@
 What behaviour cloning from pixels needs is where things are, finer than a patch. So features stay at a quarter of the
 image's resolution, words scale and shift them (FiLM, Perez et al. 2018; as in BC-Z, Jang et al. 2021), and each of a
 few maps becomes the place where its softmax lies in the mean (Levine et al. 2016; as in Diffusion Policy, Chi et al.
-2023). In training, pictures are shifted by a few pixels (Kostrikov et al. 2020): few demonstrations are else learnt by heart.
+2023). In training, pictures are shifted by a few pixels (Kostrikov et al. 2020): few demonstrations are else learnt by
+heart.
 """
 
 from __future__ import annotations
