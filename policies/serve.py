@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..console import log
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from .access import Access
 from .executor import ChunkExecutor
+from .harness import HarnessServer
 from .request import RequestFormat
 from .server import PolicyServer, run
 
+SPEAKS = ("openpi", "harness")
+"""Protocols: brachium's own, which is openpi's with more, and the public vla-evaluation harness's."""
 BATCHES = (1, 2, 4, 8, 16)
 """Sizes of batches that the model runs on."""
 
@@ -30,6 +33,7 @@ def serve(
     batch: int = 16,
     queue: int = 64,
     executor: Callable[..., ChunkExecutor] | None = None,
+    speaks: str = "openpi",
 ) -> int:
     """Serve a checkpoint to brachium's and openpi's clients until interrupted.
 
@@ -46,7 +50,13 @@ def serve(
         queue: Most requests that wait.
         executor: Answer with single actions by an executor on the server, one lane a client; null answers with chunks,
             which clients execute by themselves.
+        speaks: ``openpi`` (brachium's clients and openpi's) or ``harness``, the protocol of the vla-evaluation
+            harness, which takes single actions: it needs an executor, and a request_format such as harness_libero.
     """
+    if speaks not in SPEAKS:
+        raise ConfigError(f"unknown speaks {speaks!r}. {did_you_mean(speaks, SPEAKS)}")
+    if speaks == "harness" and executor is None:
+        raise ConfigError("speaks=harness answers with single actions. Type: executor=receding")
     access.tls()  # its mistakes come before the model is loaded
     import torch
 
@@ -59,7 +69,8 @@ def serve(
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     sizes = [size for size in BATCHES if size < batch] + [batch]
     policy = VLAPolicy.from_checkpoint(checkpoint, embodiment=embodiment, device=where, batch_size=sizes)
-    server = PolicyServer(
+    made = PolicyServer if speaks == "openpi" else HarnessServer
+    server = made(
         policy,
         identity=identity_of(Path(checkpoint)),
         access=access,

@@ -187,7 +187,7 @@ class PolicyServer:
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP; let in who may."""
         path = request.path.partition("?")[0]
-        if path == "/healthz":
+        if path in ("/healthz", "/health"):
             return connection.respond(
                 http.HTTPStatus.OK if self._ready else http.HTTPStatus.SERVICE_UNAVAILABLE, "OK\n"
             )

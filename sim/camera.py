@@ -111,12 +111,13 @@ class CameraRenderer:
         segmented: bool = False,
         sites: bool = False,
         free: Mapping[str, mujoco.MjvCamera] | None = None,
+        hidden: tuple[int, ...] = (),
     ) -> dict[str, np.ndarray]:
         """Fill each array of `outputs`, keyed by camera name: uint8 (height, width, 3). Returns `outputs`.
 
         With `segmented`, pixels hold the number of the thing seen instead of its colour; see `segment`. With `sites`,
         the model's sites of groups 0 to 2 are drawn too: suites of others show goals by them. Names in `free` are
-        cameras that the model itself has not.
+        cameras that the model itself has not; groups of geoms in `hidden` are left out.
         """
         if threading.get_ident() != self._thread:
             raise RenderError("a CameraRenderer renders only in the thread that made it; make one in each thread")
@@ -126,6 +127,7 @@ class CameraRenderer:
             self._scene = mujoco.MjvScene(model, MAX_GEOMS)
         scene, first = self._scene, True
         self._options.sitegroup[:HIDDEN] = sites
+        self._options.geomgroup[:HIDDEN] = [group not in hidden for group in range(HIDDEN)]
         for name, image in outputs.items():
             height, width = image.shape[:2]
             if height > self.height or width > self.width:

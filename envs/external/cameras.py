@@ -23,6 +23,8 @@ class SuiteCameras:
         mesh_cell: Detail of meshes [m], as of `thinned`.
         sites: Draw sites, by which suites show goals.
         turned: Cameras that hang upside down; their pictures are turned by half a turn.
+        mirrored: Cameras in whose pictures left and right are exchanged.
+        hidden: Groups of geoms that are not drawn.
         free: Cameras that the model has not, by name (`looking_at`).
         zoom: Camera -> how much nearer it looks: 2 shows the middle half of the picture's width and height.
     """
@@ -34,10 +36,13 @@ class SuiteCameras:
         mesh_cell: float,
         sites: bool = True,
         turned: tuple[str, ...] = (),
+        mirrored: tuple[str, ...] = (),
+        hidden: tuple[int, ...] = (),
         free: Mapping[str, mujoco.MjvCamera] | None = None,
         zoom: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.sites, self.turned, self.free = model, sites, turned, dict(free or {})
+        self.mirrored, self.hidden = mirrored, hidden
         self.zoom = {camera_id(model, name): by for name, by in (zoom or {}).items()}
         self.view = thinned(model, mesh_cell)
         self.refresh()
@@ -63,11 +68,13 @@ class SuiteCameras:
         called = {camera: (names or {}).get(camera, camera) for camera in sizes}
         found = {called[camera]: np.empty((*size, 3), np.uint8) for camera, size in sizes.items()}
         most = max(h for h, _ in sizes.values()), max(w for _, w in sizes.values())
-        thread_renderer(*most).render(self.view, data, found, sites=self.sites, free=self.free)
-        return {
-            camera: np.ascontiguousarray(found[name][::-1, ::-1]) if camera in self.turned else found[name]
-            for camera, name in called.items()
-        }
+        thread_renderer(*most).render(self.view, data, found, sites=self.sites, free=self.free, hidden=self.hidden)
+        return {camera: self._turned(camera, found[name]) for camera, name in called.items()}
+
+    def _turned(self, camera: str, picture: np.ndarray) -> np.ndarray:
+        if camera in self.turned:
+            return np.ascontiguousarray(picture[::-1, ::-1])
+        return np.ascontiguousarray(picture[:, ::-1]) if camera in self.mirrored else picture
 
 
 def looking_at(point: tuple[float, float, float], *, distance: float, azimuth: float, elevation: float) -> Any:

@@ -65,11 +65,13 @@ class FormulaPolicy:
 
 
 @contextlib.contextmanager
-def served(policy=None, *, identity=None, request_format=None, batch=16, queue=64, executor=None, **access):
+def served(
+    policy=None, *, identity=None, request_format=None, batch=16, queue=64, executor=None, kind=PolicyServer, **access
+):
     """A running server; yields (address, server)."""
     access = Access(**{"port": 0, "rate_hz": 1e6, **access})
     policy = policy or FormulaPolicy()
-    server = PolicyServer(
+    server = kind(
         policy,
         identity=identity or {"name": "formula"},
         access=access,
