@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(page for page in (ROOT / "docs" / "extend").glob("*.md") if page.stem != "robot")
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
 RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.S)
-QUICK = ["optimization.steps=3", "optimization.batch_size=4", "device=cpu"]
+QUICK = {
+    "train": ["optimization.steps=3", "optimization.batch_size=4", "device=cpu"],
+    "benchmark": [
+        *(f"protocol.{words}" for words in ("demos=2", "episodes=1", "seeds=2", "snapshots=1", "curve_episodes=1")),
+        *(f"protocol.optimization.{words}" for words in ("steps=4", "batch_size=4")),
+        *("device=cpu", "videos=1", "workers=1", "vector=threads"),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +54,10 @@ def test_the_example_runs(page, store, tmp_path, monkeypatch, capsys):
     for command in commands:
         words = shlex.split(command.replace("STORE", str(store)).replace("SCARA", str(tmp_path / "scara")))
         words = [word.replace("OUT", str(tmp_path / "out")) for word in words]
-        quick = QUICK if words[1] == "train" else []
+        quick = QUICK.get(words[1], [])
         capsys.readouterr()
         assert words[0] == "brachium"
         assert main([*words[1:], *quick]) == 0
         said = "".join(capsys.readouterr())
-        told = {"train": "saved and verified", "eval": "ended too early"}
+        told = {"train": "saved and verified", "eval": "ended too early", "benchmark": "Over training"}
         assert told.get(words[1], "golden batches within") in said

@@ -1,4 +1,4 @@
-"""An environment that fails, for processes that must find its class."""
+"""An environment and an expert that fail, in a module that other processes find."""
 
 import os
 
@@ -30,3 +30,13 @@ class Explodes(gymnasium.Env):
 
 def explodes(how):
     return Explodes(how)
+
+
+def failing(env, options, bad):
+    """A source whose expert fails in some seeds."""
+    from brachium.envs.record import make_source
+
+    source = make_source(env, options)
+    record = source.record
+    source.record = lambda seed: [episode._replace(success=seed not in bad) for episode in record(seed)]
+    return source
