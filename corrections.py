@@ -21,9 +21,8 @@ import numpy as np
 
 from .datasets.schema import EXECUTED
 from .datasets.store import EpisodeStore
-from .envs.demonstrations import RecordedEpisode, Step, demonstration_schema
+from .envs.demonstrations import Demonstrator, RecordedEpisode, Step, demonstration_schema
 from .envs.record import record_from
-from .envs.tabletop import TabletopEnv
 from .errors import ConfigError
 from .policies.base import Policy
 from .policies.vla_policy import VLAPolicy
@@ -64,10 +63,10 @@ class CorrectedRollouts:
         identity: Of the policy; kept with every episode.
     """
 
-    def __init__(self, env: TabletopEnv, policies: list[Policy], *, first: int, last: int, identity: str = "") -> None:
+    def __init__(self, env: Demonstrator, policies: list[Policy], *, first: int, last: int, identity: str = "") -> None:
         self.env, self.policies, self.first, self.last, self.identity = env, policies, first, last, identity
         self.name = env.task.name
-        self.schema = demonstration_schema(env.embodiment.spec)
+        self.schema = demonstration_schema(env.spec_embodiment)
 
     def record(self, seed: int) -> list[RecordedEpisode]:
         """Run one episode; the same seed gives the same episode."""
@@ -76,7 +75,7 @@ class CorrectedRollouts:
         policy = self.policies[which]
         policy.reset(0, seed)
         observation, _ = env.reset(seed=seed)
-        spec, steps, success = env.embodiment.spec, [], False
+        spec, steps, success = env.spec_embodiment, [], False
         for t in range(self.last + env.task.max_steps):
             images = {name: observation[name] for name in spec.camera_names}
             label = env.expert_action()
@@ -170,9 +169,9 @@ def _make(
 
         torch.set_num_threads(1)
     made = env()
-    if not isinstance(made, TabletopEnv):
+    if not hasattr(made, "expert_action"):
         raise ConfigError(f"cannot correct a policy in {type(made).__name__}: expected an environment with an expert")
-    chunks = VLAPolicy.from_checkpoint(path, like=made.embodiment.spec, device=device, batch_size=1)
+    chunks = VLAPolicy.from_checkpoint(path, like=made.spec_embodiment, device=device, batch_size=1)
     policies = [executor(chunks, inference_delay=delay) for delay in range(max_delay + 1)]
     return CorrectedRollouts(made, policies, first=first, last=last, identity=drives(path, executor, max_delay))
 

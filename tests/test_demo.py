@@ -29,7 +29,9 @@ SMALL = [
     "grounding.optimization.batch_size=4",
     "optimization.steps=20",
     "optimization.batch_size=16",
+    "executor.execute_horizon=3",
 ]
+ENVIRONMENT = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}  # threads that wait spin
 
 
 def command(out: Path, *words: str) -> list[str]:
@@ -37,8 +39,7 @@ def command(out: Path, *words: str) -> list[str]:
 
 
 def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}  # threads that wait spin
-    return subprocess.run(command(out, *words), capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command(out, *words), capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
 
 
 class Killed(NamedTuple):
@@ -55,7 +56,7 @@ class Killed(NamedTuple):
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     out = tmp_path_factory.mktemp("killed") / "demo"
     process = subprocess.Popen(
-        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=ENVIRONMENT
     )
     log = out / "flow-0" / "eval" / "episodes.jsonl"
     deadline = time.monotonic() + 240
@@ -115,6 +116,7 @@ def test_demo_writes_its_result_reuses_everything_and_survives_kills(killed: Kil
 def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count: int, tmp_path: Path) -> None:
     """The demo evaluated with three at once, and was killed on the way."""
     words = [f"checkpoint={killed.out / 'flow-0' / 'checkpoint'}", f"out={tmp_path}", f"num_envs={count}"]
+    words.append("executor.execute_horizon=3")
     assert (
         main(["eval", *words, f"episodes={EPISODES}", "videos=0", "report=false", "~suite.reach", "~suite.push"]) == 0
     )

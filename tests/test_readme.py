@@ -159,7 +159,9 @@ def test_the_readme_shows_a_command_early(readme: str) -> None:
     assert first_command(readme) <= FIRST_COMMAND_BY_LINE
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/deploy.md", "docs/robots.md", "docs/teleop.md"])
+@pytest.mark.parametrize(
+    "name", ["CONTRIBUTING.md", "docs/benchmarks.md", "docs/deploy.md", "docs/robots.md", "docs/teleop.md"]
+)
 def test_commands_of_other_pages_compose(name: str, root: Path) -> None:
     text = (root / name).read_text(encoding="utf-8")
     assert check_shell(text, root) == []
