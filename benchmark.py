@@ -18,6 +18,7 @@ from .console import human_time, log, table
 from .datasets.store import EpisodeStore
 from .envs.record import RecordingOptions, make_source, record_from, recorded_seeds
 from .errors import ConfigError
+from .identity import digest
 from .policies.evaluate import evaluate
 from .stages import StageClock, read_json, train_once, write_json
 from .vla.loop import Optimization
@@ -121,11 +122,12 @@ def benchmark(
     folder = Path(out or f"outputs/benchmark/{re.sub('[^a-z0-9]+', '_', protocol.title.lower())}")
     folder.mkdir(parents=True, exist_ok=True)
     clock = StageClock(folder / "seconds.json")
-    run = folder / f"run-{protocol.optimization.seed}"
     log(f"brachium benchmark: {protocol.title}, {len(protocol.suite)} tasks, in {folder}")
     stores = _demonstrations(protocol, folder, clock, workers)
+    request = _request(protocol, stores)
+    run = folder / f"run-{protocol.optimization.seed}-{digest(request, length=8)}"
     with clock.stage("train", run) as stage:
-        stage.reused = not _train(protocol, stores, run, clock, place)
+        stage.reused = not _train(protocol, stores, run, request, clock, place)
     rolled: dict[str, Any] = {
         "executor": protocol.executor,
         "vector": vector,
@@ -163,7 +165,10 @@ def _demonstrations(protocol: Protocol, folder: Path, clock: StageClock, workers
     if protocol.store is not None:
         EpisodeStore.open(protocol.store)
         return [Path(protocol.store)]
-    targets = {name: folder / "demonstrations" / name for name in protocol.suite}
+    targets = {
+        name: folder / "demonstrations" / f"{name}-{digest(make, protocol.recording, protocol.demos, length=8)}"
+        for name, make in protocol.suite.items()
+    }
     with clock.stage("record") as stage:
         made = [_record(protocol.suite[name], target, protocol, workers) for name, target in targets.items()]
         stage.reused = not any(made)
@@ -192,20 +197,32 @@ def _record(make: Callable[..., Any], store: Path, protocol: Protocol, workers: 
     return True
 
 
-def _train(protocol: Protocol, stores: Sequence[Path], run: Path, clock: StageClock, device: str) -> bool:
+def _request(protocol: Protocol, stores: Sequence[Path]) -> dict[str, Any]:
+    """What decides the weights. Each request has a folder of its own, so nothing that was trained is lost."""
     from .vla.pretrained import identity_of
+
+    counts = ("log_every", "save_every")
+    return {
+        "model": protocol.model.to_dict(),
+        "optimization": {k: v for k, v in vars(protocol.optimization).items() if k not in counts},
+        "data": [EpisodeStore.open(store).fingerprint for store in stores],
+        "tune": protocol.tune,
+        "encoder": identity_of(protocol.encoder) if protocol.encoder else None,
+    }
+
+
+def _train(
+    protocol: Protocol,
+    stores: Sequence[Path],
+    run: Path,
+    request: Mapping[str, Any],
+    clock: StageClock,
+    device: str,
+) -> bool:
     from .vla.train import train
 
     steps = protocol.optimization.steps
     every = -(-steps // (protocol.snapshots + 1)) if protocol.snapshots else 0
-    request = {
-        "model": protocol.model.to_dict(),
-        "optimization": vars(protocol.optimization),
-        "data": [EpisodeStore.open(store).fingerprint for store in stores],
-        "tune": protocol.tune,
-        "encoder": identity_of(protocol.encoder) if protocol.encoder else None,
-        "snapshots": every,
-    }
     make = partial(
         train,
         store=[str(store) for store in stores],
@@ -226,7 +243,8 @@ def _train(protocol: Protocol, stores: Sequence[Path], run: Path, clock: StageCl
 def _curve(protocol: Protocol, run: Path, rolled: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     """Success of the snapshots, oldest first, and whether all of it was there already."""
     points, reused = [], True
-    for path in sorted((run / "snapshots").glob("[0-9]*")) if protocol.snapshots else []:
+    found = [path for path in sorted((run / "snapshots").glob("*")) if path.name.isdigit()]  # not what a kill left
+    for path in found if protocol.snapshots else []:
         out = run / "curve" / path.name
         log(f"success after {int(path.name)} steps of training:")
         evaluate(
@@ -252,10 +270,10 @@ def _result(
     device: str,
 ) -> dict[str, Any]:
     """The machine-readable result; every figure is read from what the stages wrote."""
-    from .policies.report_data import read_lines
+    from .policies.report_data import read_run
 
     summary, meta = read_json(run / "eval" / "summary.json"), read_json(run / "checkpoint" / "meta.json")
-    rows = read_lines(run / "eval" / "episodes.jsonl")
+    rows = read_run(run / "eval", None).rows
     seeds = [
         [row for row in rows if 0 <= row["seed"] - protocol.seed - k * protocol.episodes < protocol.episodes]
         for k in range(protocol.seeds)

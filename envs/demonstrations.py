@@ -167,12 +167,15 @@ class ExpertDemonstrations:
         observation, _ = env.reset(seed=seed)
         cameras = env.spec_embodiment.camera_names
         disturbed = Disturbances(env.disturbable, rng, self.noise, self.noisy, self.drop, self.stumble)
+        limits = getattr(env, "clips", None)
         steps: list[Step] = []
         success, after = False, 0
         for t in range(env.task.max_steps):
             action = env.expert_action()
             images = {name: observation[name] for name in cameras}
             executed = disturbed.executed(t, action)
+            if limits is not None:  # what is kept as executed must be what is
+                executed = np.clip(executed, *limits)
             steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
             if success and (after := after + 1) >= self.settle:
                 break

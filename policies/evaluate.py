@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from ..console import human_time, log, progress, require_disk, table
 from ..errors import ConfigError, did_you_mean
+from ..identity import digest
 from ..spec import EmbodimentSpec, Observation
 from ..vla.generative.folder import kind_of
 from ..vla.slowfast import is_pair
@@ -84,15 +85,19 @@ def evaluate(
     store = EpisodeLog(folder / "episodes.jsonl", key)
     begin, before = time.monotonic(), len(store.rows)
     shares = _shares(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25}, known)
+    seeds = _seeds(episodes, shares, seed)
     for name, make in tasks.items():
-        _evaluate_task(name, make, policy, store, vector, _seeds(episodes, shares, seed), num_envs, control)
+        _evaluate_task(name, make, policy, store, vector, seeds, num_envs, control)
     seconds = time.monotonic() - begin
-    summary = summarise(store.rows, checkpoint, policy, control, seconds)
+    places = {name: digest(make) for name, make in tasks.items()}
+    rows = store.asked(places, seeds)
+    summary = summarise(rows, checkpoint, policy, control, seconds)
     for name, limit in limits.items():
         summary["tasks"][name]["max_steps"] = limit
     new = store.rows[before:]
     summary["this_run"] = {"episodes": len(new), "env_steps": int(sum(r["steps"] for r in new))}
     summary["settings"] = {"episodes": episodes, "seed": seed, "splits": shares, "num_envs": num_envs, "device": device}
+    summary["asked"] = {"envs": places, "seeds": {split: [each[0], each[-1]] for split, each in seeds.items() if each}}
     summary["command"] = _typed()
     cost = getattr(policy, "cost", None)
     if cost is not None and cost["made"]:
@@ -106,7 +111,7 @@ def evaluate(
     if videos:
         from .video import record_videos
 
-        record_videos(folder, store.rows, tasks, videos)
+        record_videos(folder, rows, tasks, videos)
     _print(summary)
     if report:
         from .report import write_report
@@ -216,7 +221,8 @@ def _evaluate_task(
     num_envs: int,
     control: str,
 ) -> None:
-    done = {(row["split"], row["seed"]) for row in store.rows if row["task"] == name}
+    place = digest(make)
+    done = {(row["split"], row["seed"]) for row in store.rows if row["task"] == name and row.get("env") == place}
     todo = {split: [s for s in each if (split, s) not in done] for split, each in seeds.items()}
     total = sum(map(len, todo.values()))
     if not total:
@@ -230,7 +236,7 @@ def _evaluate_task(
             for split, waiting in todo.items():
                 options = {"split": split, "misname": control == "shuffle"}
                 for result in rollout(envs, acting, waiting, options):
-                    store.add(name, split, options, result)
+                    store.add(name, place, split, options, result)
                     successes += result.success
                     steps += result.steps
                     bar.update(1, success=f"{successes}/{bar.done + 1}", env_steps_per_s=round(steps / bar.elapsed))
@@ -273,11 +279,21 @@ class EpisodeLog:
                 log(f"{path}: going on after {len(self.rows)} finished episodes")
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def add(self, task: str, split: str, options: Mapping[str, Any], result: EpisodeResult) -> None:
-        """Append a finished episode."""
+    def asked(self, places: Mapping[str, str], seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+        """Episodes of these tasks in these environments, kinds of instructions and seeds: what is told of no others."""
+        wanted = {split: set(each) for split, each in seeds.items()}
+        return [
+            row
+            for row in self.rows
+            if row.get("env") == places.get(row["task"], "") and row["seed"] in wanted.get(row["split"], ())
+        ]
+
+    def add(self, task: str, place: str, split: str, options: Mapping[str, Any], result: EpisodeResult) -> None:
+        """Append a finished episode; `place` tells its environment from others."""
         row = {
             "key": self.key,
             "task": task,
+            "env": place,
             "split": split,
             "options": dict(options),
             "seed": result.seed,
@@ -295,10 +311,10 @@ class EpisodeLog:
 
 def _run_key(checkpoint: str, policy: Policy, control: str) -> str:
     """What a result depends on: weights, executor, control."""
-    digest = hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes())
+    found = hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes())
     options = {k: v for k, v in vars(policy).items() if isinstance(v, (int, float, str, bool))}
-    digest.update(json.dumps([type(policy).__name__, options, control], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    found.update(json.dumps([type(policy).__name__, options, control], sort_keys=True).encode())
+    return found.hexdigest()[:16]
 
 
 def summarise(

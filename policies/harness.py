@@ -19,15 +19,15 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from ..console import log
-from ..errors import BrachiumError, WireError
+from ..errors import BrachiumError, ServerError, WireError
 from .batching import Job
 from .server import REFUSED, PolicyServer, _Session
 from .wire import MAX_DIMS, decode
 
 VERSION = 1
 """Of the protocol."""
-MOST_PIXELS = 4096
-"""Edge of the largest picture that is unpacked [px]."""
+MOST_PIXELS = 4 * 2**20
+"""Pixels that are unpacked of one message: a picture of a few kilobytes may stand for many."""
 KINDS = "biuf"
 _PICTURES = {"png": "PNG", "jpeg": "JPEG"}
 
@@ -65,7 +65,9 @@ class HarnessServer(PolicyServer):
             elif kind == "episode_start":
                 session.began = False
             elif kind == "observation":
-                action = await self._act(session, unpack_arrays(payload))
+                if not session.spend(self.access.rate_hz):
+                    raise ServerError(f"too many requests: {self.access.rate_hz:g} a second are allowed")
+                action = await self._act(session, self._wanted(payload))
                 await connection.send(pack("action", {"actions": action}, seq))
                 self.metrics.requests.inc()
             elif kind == "error":
@@ -81,6 +83,15 @@ class HarnessServer(PolicyServer):
             self.metrics.refused.labels("error").inc()
             with contextlib.suppress(ConnectionClosed):
                 await connection.send(pack("error", {"error": "the policy failed; see the server's log"}, seq))
+
+    def _wanted(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """What the policy reads of an observation, unpacked; whatever else a message holds is left packed."""
+        form = self.request_format
+        keys = [*form.image_keys(self.policy.embodiment).values(), *form.state, form.prompt]
+        pixels = sum(_pixels(_at(payload, key)) for key in keys)
+        if pixels > MOST_PIXELS:
+            raise WireError(f"expected pictures of at most {MOST_PIXELS} pixels together, got {pixels}")
+        return {key: unpack_arrays(value) for key in keys if (value := _at(payload, key)) is not None}
 
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Who serves; the specs' conventions are this policy's own, told in words."""
@@ -175,14 +186,40 @@ def _image(value: dict[str, Any]) -> np.ndarray:
         return _array(value)
     if form not in _PICTURES or not isinstance(value.get("data"), bytes):
         raise WireError(f"expected a picture as raw, {' or '.join(_PICTURES)}, got {str(form)[:20]!r}")
+    with _opened(value) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise WireError(f"expected a picture of at most {MOST_PIXELS} pixels, got {picture.size}")
+        try:
+            return np.asarray(picture.convert("RGB"))
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            raise WireError(f"expected a {form} picture, got one that is damaged") from error
+
+
+def _opened(value: dict[str, Any]) -> Any:
+    """A packed picture of which no more than the header is read."""
     from PIL import Image
 
+    form = str(value.get("format"))
     try:
-        with Image.open(io.BytesIO(value["data"]), formats=[_PICTURES[form]]) as picture:
-            if max(picture.size) > MOST_PIXELS:
-                raise WireError(f"expected a picture of at most {MOST_PIXELS} px, got {picture.size}")
-            return np.asarray(picture.convert("RGB"))
-    except WireError:
-        raise
-    except Exception as error:  # whatever a damaged file makes Pillow raise
+        return Image.open(io.BytesIO(value["data"]), formats=[_PICTURES[form]])
+    except Exception as error:
         raise WireError(f"expected a {form} picture, got {len(value['data'])} bytes that are none") from error
+
+
+def _pixels(value: Any) -> int:
+    """How many pixels a packed picture would come to; 0 for anything else."""
+    if not isinstance(value, dict) or value.get("format") not in _PICTURES or not isinstance(value.get("data"), bytes):
+        return 0
+    with _opened(value) as picture:
+        return int(picture.width * picture.height)
+
+
+def _at(payload: Any, key: str) -> Any:
+    """A value by its key or its path into nested maps; None where there is none."""
+    if isinstance(payload, dict) and key in payload:
+        return payload[key]
+    for part in key.split("/"):
+        if not isinstance(payload, dict) or part not in payload:
+            return None
+        payload = payload[part]
+    return payload

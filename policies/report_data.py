@@ -102,7 +102,7 @@ def read_run(folder: Path, checkpoint: Path | None, extra: Mapping[str, Any] | N
         )
     needed = {"task", "split", "seed", "instruction", "success", "steps"}
     rows = [{k: v for k, v in r.items() if k != "actions"} for r in read_lines(folder / "episodes.jsonl")]
-    rows = [r for r in rows if needed <= r.keys()]
+    rows = [r for r in rows if needed <= r.keys() and _asked(r, summary.get("asked"))]
     meta = read_json(checkpoint / "meta.json") if checkpoint else None
     logs = {s: read_lines(checkpoint.parent / f"log-{s}.jsonl") for s in STAGES} if checkpoint else {}
     return Run(
@@ -113,6 +113,14 @@ def read_run(folder: Path, checkpoint: Path | None, extra: Mapping[str, Any] | N
         logs=logs,
         extra=dict(extra or {}),
     )
+
+
+def _asked(row: Row, asked: Any) -> bool:
+    """Whether an episode is among those that a summary counts; its file may hold others of earlier settings."""
+    if not isinstance(asked, Mapping):
+        return True
+    first, last = asked["seeds"].get(row["split"], (0, -1))
+    return row.get("env") == asked["envs"].get(row["task"], "") and first <= row["seed"] <= last
 
 
 def _videos(folder: Path, rows: Sequence[Row]) -> list[Row]:

@@ -50,12 +50,13 @@ def test_a_run_leaves_a_result_and_a_report(done):
     assert result["episodes"] == 4
     assert len(result["seeds"]) == 2
     assert result["demos"] == 6
-    rows = [json.loads(line) for line in (done / "run-0" / "eval" / "episodes.jsonl").read_text().splitlines()]
+    (run,) = done.glob("run-0-*")
+    rows = [json.loads(line) for line in (run / "eval" / "episodes.jsonl").read_text().splitlines()]
     wins = [[row["success"] for row in sorted(rows, key=lambda r: r["seed"])][k : k + 2] for k in (0, 2)]
     assert result["seeds"] == [100 * float(np.mean(each)) for each in wins]
     assert [point["step"] for point in result["curve"]] == [3, 6]
     assert result["curve"][0]["seconds"] <= result["curve"][1]["seconds"]
-    curve = [json.loads(line) for line in next((done / "run-0" / "curve").glob("*/episodes.jsonl")).open()]
+    curve = [json.loads(line) for line in next((run / "curve").glob("*/episodes.jsonl")).open()]
     assert not {row["seed"] for row in curve} & {row["seed"] for row in rows}  # shown on other episodes than the result
     report = (done / "report.html").read_text()
     for words in ("Beside published figures", "Success over training", "video/mp4", " cores", "evaluation seed"):
@@ -72,6 +73,18 @@ def test_a_second_run_finds_everything_done(done, capsys):
     assert "trained already on this data" in said
     assert "all 4 episodes are there already" in said
     assert before == {path: path.stat().st_mtime_ns for path in done.rglob("model.safetensors")}
+
+
+def test_other_settings_are_counted_apart_and_nothing_is_lost(done):
+    (run,) = done.glob("run-0-*")
+    (run / "snapshots" / "0000004.partial").mkdir()  # what a kill leaves
+    assert main([*QUICK, f"out={done}", "protocol.episodes=1", "protocol.seed=1000050"]) == 0
+    result = json.loads((done / "result.json").read_text())
+    assert result["episodes"] == 2
+    assert len((run / "eval" / "episodes.jsonl").read_text().splitlines()) == 6  # the earlier ones are still there
+    assert main([*QUICK, f"out={done}", "protocol.optimization.log_every=1", "protocol.snapshots=0"]) == 0
+    assert [path.name for path in done.glob("run-0-*")] == [run.name]  # nothing of this changes the weights
+    assert json.loads((done / "result.json").read_text())["episodes"] == 4
 
 
 def test_seeds_that_the_expert_fails_are_replaced(tmp_path, monkeypatch):
@@ -147,7 +160,8 @@ def test_mistakes_are_one_line_that_helps(words, said, capsys, tmp_path):
 
 
 def test_a_checkpoint_of_another_embodiment_is_refused(done, capsys, tmp_path):
-    words = ["eval", f"checkpoint={done / 'run-0' / 'checkpoint'}", "env=pusht", f"out={tmp_path}"]
+    (checkpoint,) = done.glob("run-0-*/checkpoint")
+    words = ["eval", f"checkpoint={checkpoint}", "env=pusht", f"out={tmp_path}"]
     assert main(words) == 2
     told = capsys.readouterr().err
     assert "do not fit" in told

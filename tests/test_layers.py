@@ -13,12 +13,13 @@ import pytest
 from brachium.errors import did_you_mean
 
 # Each part may import the parts named here, and itself. vla and policies know neither sim nor envs.
-FLOOR = {"spec", "symbols", "errors", "console"}
+FLOOR = {"spec", "symbols", "errors", "console", "identity"}
 LAYERS: dict[str, set[str]] = {
     "spec": FLOOR,
     "symbols": FLOOR,
     "errors": FLOOR,
     "console": FLOOR,
+    "identity": FLOOR,
     "conf": set(),
     "datasets": FLOOR,
     "sim": FLOOR | {"datasets"},

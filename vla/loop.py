@@ -150,6 +150,9 @@ class TrainLoop:
         loader = BatchLoader(self.make_batch, self.step, options.steps - self.step, threads=1, prefetch=3)
         try:
             with TrainLog(self.folder, self.name, options.steps, self.step) as logger:
+                if self.step and self.snapshot and self._due(self.snapshot_every):  # it may have been broken off
+                    with self._averaged():
+                        self.snapshot(self.step)
                 for batch in loader:
                     for optimizer, times in self.optimizers:
                         for group in optimizer.param_groups:

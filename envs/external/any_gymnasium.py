@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -64,12 +65,13 @@ class GymnasiumEnv(SuiteEnv):
         for key in self.state_keys:
             if key not in found:
                 raise ConfigError(f"{id}: no observation {key!r}. {did_you_mean(key, found)}")
+        plain = re.sub(r"[^A-Za-z0-9-]+", "_", id)  # it names files and layers
         action = self.env.action_space
         dim = int(np.prod(action.shape))
         super().__init__(
-            task=SuiteTask(name=id, max_steps=max_steps),
+            task=SuiteTask(name=plain, max_steps=max_steps),
             spec=EmbodimentSpec(
-                name=id.replace("/", "_").replace(".", "_"),
+                name=plain,
                 robot=id,
                 control_hz=control_hz,
                 cameras=camera_features(cameras, known),
@@ -112,7 +114,7 @@ class GymnasiumEnv(SuiteEnv):
             success = bool(info[self.success_key])
         else:
             success = float(reward) > self.reward_above
-        return Outcome(success=success, reward=float(reward), failure="" if success or not terminated else "ended")
+        return Outcome(success=success, reward=float(reward), over=bool(terminated))
 
     def read_state(self) -> np.ndarray:
         """What was chosen of the observation, in one row."""

@@ -19,7 +19,7 @@ from ..demonstrations import Disturbable
 
 CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"-_()/"
 MAX_INSTRUCTION = 256
-OUT_OF_TIME = "out of time"
+OUT_OF_TIME, ENDED = "out of time", "ended by the environment"
 OPTIONS = ("split", "misname")
 
 
@@ -44,11 +44,13 @@ class Outcome:
         success: Whether the task is done now.
         reward: The suite's own.
         failure: Why the episode is lost, in a few words; empty while it is not.
+        over: Whether the suite itself has ended the episode: this step is the last.
     """
 
     success: bool
     reward: float = 0.0
     failure: str = ""
+    over: bool = False
 
 
 class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
@@ -99,6 +101,8 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
         if images:
             parts |= {c.name: spaces.Box(0, 255, c.shape, np.uint8) for c in spec.cameras}
         self.observation_space = spaces.Dict(parts)
+        self.clips = (self.action_space.low, self.action_space.high)
+        """What actions are clipped to."""
         self.instruction = ""
         self._steps: int | None = None
 
@@ -161,12 +165,12 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
         assert isinstance(box, spaces.Box)
         outcome = self.advance(np.clip(action, box.low, box.high))
         self._steps += 1
-        over = self._steps >= self.task.max_steps
-        success = outcome.success and (self.judged == "ever" or over)
+        late = self._steps >= self.task.max_steps
+        success = outcome.success and (self.judged == "ever" or late or outcome.over)
         failed = bool(outcome.failure) and not success
-        terminated = (success and self.judged == "ever") or failed
-        truncated = over and not terminated
-        failure = outcome.failure or (OUT_OF_TIME if truncated and not success else "")
+        terminated = (success and self.judged == "ever") or failed or outcome.over
+        truncated = late and not terminated
+        failure = "" if success else outcome.failure or (ENDED if outcome.over else OUT_OF_TIME if truncated else "")
         info = {"success": success, "task": self.task.name, "failure": failure}
         return self._observe(), outcome.reward, terminated, truncated, info
 
@@ -216,13 +220,14 @@ def camera_features(
     return tuple(found)
 
 
-def require_suite(package: str, distribution: str) -> None:
-    """Raise ConfigError where a suite is not installed, or MuJoCo is another than it needs."""
+def require_suite(package: str, distribution: str, *, mujoco: bool = True) -> None:
+    """Raise ConfigError where a suite is not installed, or MuJoCo is another than it needs, if it needs it."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"{package} is not installed. Type: pip install 'brachium[suites]'   (or: pip install {distribution})"
         )
-    _require_mujoco(distribution)
+    if mujoco:
+        _require_mujoco(distribution)
 
 
 def _require_mujoco(distribution: str) -> None:

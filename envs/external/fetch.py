@@ -213,14 +213,14 @@ def push(seen: np.ndarray, goal: np.ndarray, opening: float) -> tuple[np.ndarray
     grip, cube = seen[:3], seen[3:6]
     way = goal[:2] - cube[:2]
     length = float(np.linalg.norm(way))
-    if length < 0.02:
+    if length < 0.03:
         return grip, -1.0
     way = way / length
     apart, low = grip[:2] - cube[:2], cube[2]
     along, beside = float(apart @ way), float(apart @ np.array([-way[1], way[0]]))
     if along < -CUBE / 2 and abs(beside) < 0.025 and grip[2] < low + 0.03:  # behind it and low: through it
         contact = cube[:2] - way * (CUBE / 2 + FINGERS)
-        return np.array([*(contact + way * min(length, 0.06)), low]), -1.0
+        return np.array([*(contact + way * min(0.35 * length, 0.03)), low]), -1.0
     behind = cube[:2] - way * (CUBE / 2 + FINGERS + 0.035)
     if np.linalg.norm(grip[:2] - behind) < 0.02:
         return np.array([*behind, low]), -1.0

@@ -1,7 +1,7 @@
 """LIBERO (Liu et al. 2023, hf-libero): a Panda arm and household things, 130 tasks in five suites.
 
 The published protocol (OpenVLA, openpi, LeRobot): the suite's 50 fixed initial states a task, ten steps of waiting for
-things to settle, 20 Hz, a limit of steps a suite, success as soon as the goal holds; the state is the gripper's
+things to settle, 20 Hz, LeRobot's limit of steps a suite, success as soon as the goal holds; the state is the gripper's
 position, axis-angle and fingers, pictures are ``agentview`` and ``robot0_eye_in_hand``, turned by half a turn from
 robosuite's bottom-up rows, which leaves left and right exchanged.
 
@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, NotFoundError, did_you_mean
+from ...identity import digest
 from ...spec import EmbodimentSpec, FeatureSpec
 from ..demonstrations import Disturbable
 from .base import Outcome, SuiteEnv, SuiteTask, camera_features, require_suite
@@ -30,12 +32,14 @@ from .cameras import SuiteCameras
 
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "sideview")
 MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Limits of LeRobot's and openpi's evaluations [steps]."""
+"""Limits of LeRobot's evaluation [steps]; other evaluations cut the first suite off at 220."""
 WAIT = 10
 """Steps without motion at the beginning, as published."""
 STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 ASSETS = "LIBERO_ASSETS"
 """Environment variable that names the folder of scenes and meshes."""
+_ALONE = threading.RLock()
+"""What LIBERO does by global variables is done by one thread at a time."""
 COLLISIONS = 0
 """Group of geoms that robosuite collides by and does not draw."""
 
@@ -77,8 +81,9 @@ class LiberoEnv(SuiteEnv):
             render_size=render_size,
         )
         self.language, self.mesh_cell = str(which.language), mesh_cell
-        self.env = _make(which)
-        self.states = _initial_states(which)
+        with _ALONE:
+            self.env = _make(which)
+            self.states = _initial_states(which)
         self.cameras: SuiteCameras | None = None
         self._seen: dict[str, np.ndarray] = {}
 
@@ -90,8 +95,9 @@ class LiberoEnv(SuiteEnv):
 
     def begin(self, seed: int) -> str:
         """The initial state of number `seed`, in turn."""
-        self.env.seed(seed)
-        self.env.reset()
+        with _ALONE:  # where fixtures stand is drawn from NumPy's global generator
+            self.env.seed(seed)
+            self.env.reset()
         self.cameras = None  # a reset builds another model
         self.env.set_init_state(self.states[seed % len(self.states)])
         for _ in range(WAIT):
@@ -196,7 +202,7 @@ def prepare(assets: str | None) -> None:
             "LIBERO has them in libero/libero/assets; on Hugging Face they are lerobot/libero-assets), then type "
             f"env.assets=FOLDER, or set {ASSETS}=FOLDER"
         )
-    home = Path(tempfile.gettempdir()) / f"brachium-libero-{os.getuid()}"
+    home = Path(tempfile.gettempdir()) / f"brachium-libero-{os.getuid()}-{digest(root, length=8)}"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.stat().st_uid != os.getuid():
         raise ConfigError(f"{home} belongs to somebody else; set LIBERO_CONFIG_PATH to a folder of your own")
@@ -207,9 +213,9 @@ def prepare(assets: str | None) -> None:
             "bddl_files": root / "bddl_files",
             "init_states": root / "init_files",
             "datasets": root.parent / "datasets",
-            "assets": folder,
+            "assets": root / "assets",  # not asked for: the folder is set below
         }
-        temporary = config.with_suffix(f".{os.getpid()}")
+        temporary = config.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         temporary.write_text("".join(f"{key}: {path}\n" for key, path in lines.items()))
         temporary.replace(config)
     import libero.libero
@@ -220,7 +226,7 @@ def prepare(assets: str | None) -> None:
 def _tasks(suite: str) -> list[Any]:
     from libero.libero import benchmark
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces the order of its tasks each time
+    with _ALONE, contextlib.redirect_stdout(io.StringIO()):  # it announces the order of its tasks each time
         return list(benchmark.get_benchmark_dict()[suite]().tasks)
 
 

@@ -3,7 +3,7 @@
 The protocol of the published vision-language-action figures (SmolVLA, Shukor et al. 2025, and what followed it): camera
 ``corner2`` at LeRobot's place, the hand's position and the gripper's opening as state, objects and goals drawn anew
 each episode, 500 steps, success as soon as the suite says so. What is not as published: pictures are small, drawn
-without shadows and sky by thinned meshes, and a camera in the hand may be added.
+without shadows and sky by thinned meshes; by the YAMLs ``corner2`` is cropped and two cameras at the hand are added.
 """
 
 from __future__ import annotations

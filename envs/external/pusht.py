@@ -39,7 +39,7 @@ class PushTEnv(SuiteEnv):
         render_mode: str | None = None,
         render_size: int = 256,
     ) -> None:
-        require_suite("gym_pusht", "gym-pusht")
+        require_suite("gym_pusht", "gym-pusht", mujoco=False)
         super().__init__(
             task=SuiteTask(name="pusht", max_steps=MAX_STEPS),
             spec=pusht_spec(camera_features(cameras, CAMERAS)),

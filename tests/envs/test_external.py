@@ -131,18 +131,20 @@ def test_every_adapter_keeps_gymnasiums_rules_and_gives_an_episode_a_seed(makes,
         env.close()
 
 
-@pytest.mark.parametrize("name", ["metaworld reach", "fetch pick", "aloha cube", "pusht"])
-def test_an_episode_is_the_same_in_one_environment_and_among_eight(makes, name):
+@pytest.mark.parametrize(
+    ("name", "count"), [("metaworld reach", 8), ("fetch pick", 8), ("aloha cube", 8), ("pusht", 8), ("libero 0", 3)]
+)
+def test_an_episode_is_the_same_alone_and_among_many(makes, name, count):
     single = makes[name]()
     actions = actions_of(single, 3)
-    many = ThreadVectorEnv([makes[name]] * 8)
+    many = ThreadVectorEnv([makes[name]] * count)
     try:
-        batch, _ = many.reset(seed=[20 + k for k in range(8)])
+        batch, _ = many.reset(seed=[20 + k for k in range(count)])
         seen = [batch]
         for action in actions:
-            batch, reward, *_ = many.step(np.stack([action] * 8))
+            batch, reward, *_ = many.step(np.stack([action] * count))
             seen.append({**batch, "reward": reward})
-        for lane in (0, 3, 7):
+        for lane in {0, count // 2, count - 1}:
             for mine, theirs in zip(episode(single, 20 + lane, actions), seen):
                 for key in theirs:
                     np.testing.assert_array_equal(mine[key], theirs[key][lane], err_msg=key)
@@ -328,6 +330,35 @@ def test_a_mujoco_that_the_suites_refuse_is_named(monkeypatch):
     monkeypatch.setattr(base, "version", lambda name: "4.0.0")
     with pytest.raises(ConfigError, match=r"does not run with MuJoCo 4.0.0: expected 3.8"):
         FetchEnv(task="reach", cameras={"front": 32})
+
+
+def test_an_environment_that_ends_by_itself_is_over_where_it_ends():
+    """Hopper ends when it falls: success is judged there, and nothing goes on after it."""
+    told = {"instruction": "Hop", "control_hz": 125.0, "max_steps": 500, "cameras": {"render": 16}}
+    make = partial(GymnasiumEnv, id="Hopper-v5", **told)
+    env = make(success="", reward_above=-1e9, judged="last", images=False)
+    env.reset(seed=0)
+    for _ in range(400):
+        _, _, terminated, truncated, info = env.step(np.ones(3, np.float32))
+        if terminated or truncated:
+            break
+        assert not info["success"]
+    assert terminated
+    assert info["success"]
+    lost = make(success="", reward_above=1e9, images=False)
+    lost.reset(seed=0)
+    while not terminated or info["success"]:
+        _, _, terminated, _, info = lost.step(np.ones(3, np.float32))
+    assert info["failure"] == "ended by the environment"
+
+
+def test_what_was_executed_is_within_the_limits():
+    source = ExpertDemonstrations(FetchEnv(task="reach", cameras={"front": 16}), noise=2.0, noisy=1.0, stumble=1.0)
+    (episode_,) = source.record(1)
+    executed = np.stack([step.extras["executed"] for step in episode_.steps])
+    assert np.abs(executed).max() == 1.0
+    labels = np.stack([step.action for step in episode_.steps])
+    assert np.abs(executed - labels)[:, :3].mean() > 0.3
 
 
 def test_what_a_policy_must_not_do_is_refused():

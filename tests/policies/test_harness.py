@@ -156,10 +156,29 @@ def test_arrays_that_lie_are_refused(claim):
 
 def test_a_huge_picture_is_not_unpacked():
     data = io.BytesIO()
-    Image.new("L", (5000, 4)).save(data, "png")
+    Image.new("1", (2100, 2100)).save(data, "png")
+    assert len(data.getvalue()) < 4000
     claim = {"__image__": True, "format": "png", "data": data.getvalue()}
-    with pytest.raises(WireError, match="at most 4096 px"):
+    with pytest.raises(WireError, match="at most 4194304 pixels"):
         unpack_arrays(claim)
+
+
+def test_what_nobody_asked_for_is_not_unpacked_and_many_pictures_count_together():
+    data = io.BytesIO()
+    Image.new("1", (1500, 1500)).save(data, "png")
+    claim = {"__image__": True, "format": "png", "data": data.getvalue()}
+    with harness() as (address, _), connect(address) as socket:
+        more = observation() | {"more": [{"__image__": True, "format": "png", "data": b"none"}] * 50}
+        assert ask(socket, "observation", more)["type"] == "action"
+        reply = ask(socket, "observation", observation() | {"images": {"agentview": claim, "wrist": claim}})
+        assert "4194304 pixels together, got 4500000" in reply["payload"]["error"]
+
+
+def test_requests_are_limited():
+    with harness(rate_hz=2.0) as (address, _), connect(address) as socket:
+        kinds = [ask(socket, "observation", observation())["type"] for _ in range(8)]
+    assert kinds[:2] == ["action"] * 2
+    assert "error" in kinds
 
 
 def test_serve_asks_for_an_executor(tmp_path):

@@ -415,3 +415,39 @@ def test_out_of_memory_says_what_to_lower_and_leaves_nothing_half_saved(tmp_path
     ):
         loop.run()
     assert not list(tmp_path.glob("resume-*"))
+
+
+def test_snapshots_are_of_the_averaged_weights_and_change_nothing(tmp_path):
+    seen = {}
+
+    def look(loop):
+        return lambda step: seen.update({step: {k: p.detach().clone() for k, p in loop[0].parameters.items()}})
+
+    box = []
+    box.append(make_loop(tmp_path / "with", snapshot=look(box), snapshot_every=3))
+    plain = make_loop(tmp_path / "without")
+    for loop in (box[0], plain):
+        loop.run()
+    assert_same(state_of(box[0]), state_of(plain))
+    assert list(seen) == list(range(3, OPTIONS.steps, 3))
+    again = make_loop(tmp_path / "again", options=replace(OPTIONS, save_every=3))
+    again.snapshot, again.snapshot_every = lambda step: assert_same(seen[step], dict(again.parameters)), 3
+    again.run()
+
+
+def test_a_snapshot_that_was_broken_off_is_made_when_the_run_goes_on(tmp_path):
+    class Broken(KeyboardInterrupt):
+        pass
+
+    made = []
+
+    def broken(step):
+        raise Broken
+
+    loop = make_loop(tmp_path, snapshot=broken, snapshot_every=4)
+    with pytest.raises(Broken):
+        loop.run()
+    resumed = make_loop(tmp_path, resume=True, snapshot=made.append, snapshot_every=4)
+    assert resumed.step == 4
+    resumed.run()
+    assert made == list(range(4, OPTIONS.steps, 4))
