@@ -24,6 +24,8 @@ from .stages import StageClock, read_json, train_once, write_json
 from .vla.loop import Optimization
 from .vla.recipe import Recipe
 
+TRIES = 20
+"""Seeds that are tried for each demonstration before the expert is given up."""
 CURVE_SEED = 5_000_000
 """First seed of the episodes by which success over training is shown; those of the result are others."""
 
@@ -184,7 +186,7 @@ def _record(make: Callable[..., Any], store: Path, protocol: Protocol, workers: 
         log(f"{store}: has all {wanted} demonstrations of {name} already")
         return False
     while have < wanted:
-        if tried > 20 * wanted:
+        if tried >= TRIES * wanted:
             raise ConfigError(
                 f"{name}: the expert succeeded in {have} of {tried} episodes. Type: protocol.recording.noise=0"
             )

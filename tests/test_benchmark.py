@@ -102,8 +102,9 @@ def test_an_expert_that_never_succeeds_is_given_up(tmp_path, monkeypatch):
     from brachium import benchmark
 
     monkeypatch.setattr(benchmark, "make_source", partial(failing, bad=set(range(999))))
+    monkeypatch.setattr(benchmark, "TRIES", 2)
     protocol = make_protocol(demos=1)
-    with pytest.raises(ConfigError, match=r"succeeded in 0 of 21 episodes\. Type: protocol.recording.noise=0"):
+    with pytest.raises(ConfigError, match=r"succeeded in 0 of 2 episodes\. Type: protocol.recording.noise=0"):
         benchmark._record(protocol.suite["reach"], tmp_path / "store", protocol, workers=1)
 
 
