@@ -156,7 +156,8 @@ def benchmark(
     write_json(folder / "result.json", result)
     from .policies.report import write_report
 
-    report = write_report(run / "eval", run / "checkpoint", extra=result | {"ranking": ranking(result)})
+    told = {"title": f"the policy for {protocol.title}", "ranking": ranking(result)}
+    report = write_report(run / "eval", run / "checkpoint", extra=result | told)
     shutil.copyfile(report, folder / "report.html")
     _farewell(protocol, result, folder)
     return 0

@@ -28,7 +28,9 @@ def write_report(folder: Path, checkpoint: Path | None, *, extra: Mapping[str, A
     Args:
         folder: Holds ``summary.json``, and ``episodes.jsonl``, ``videos.json`` and ``videos/`` if they were made.
         checkpoint: What was evaluated; None where only the evaluation is to be shown.
-        extra: Further facts: ``seconds`` (stage -> [s]), ``demos`` (number of demonstrations), ``command``.
+        extra: Further facts: ``title``, ``seconds`` (stage -> [s]), ``demos`` (number of demonstrations), ``command``;
+            of a suite of others ``ranking`` (rows beside published figures), ``rules``, ``seeds``, ``curve`` and
+            ``hardware``.
 
     Returns:
         Path of the report.
@@ -49,10 +51,11 @@ def _content(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     from markupsafe import Markup
 
     name = Path(str(run.summary.get("checkpoint") or checkpoint or "policy"))
+    plain = name.parent.name if name.name == "checkpoint" and name.parent.name else name.name
     videos, left_out = _videos(run)
     told = run.control != "shuffle"  # the instruction names what was asked
     return {
-        "title": name.parent.name if name.name == "checkpoint" and name.parent.name else name.name,
+        "title": run.extra.get("title") or plain,
         "subtitle": _subtitle(run),
         "control": run.control,
         "paragraphs": summary_paragraphs(run),
