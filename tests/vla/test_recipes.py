@@ -33,6 +33,7 @@ SMALL = {
     "rt2": ["model.action_horizon=2"],
     "openvla_oft": ["model.head.width=16", "model.action_horizon=4"],
     "octo": ["model.backbone.stem=[8,16]", "model.backbone.image_size=16", "model.backbone.width=24"],
+    "keypoints": ["model.backbone.channels=[8,8,8]", "model.backbone.image_size=16", "model.backbone.width=24"],
 }
 
 
@@ -58,7 +59,7 @@ def folder(tmp_path_factory):
 
 def words(name, folder, demos, out, *more):
     found = [f"store={demos.path}", f"model={name}", f"out={out}", "tune=full", "device=cpu", *SMALL.get(name, ())]
-    if name not in ("octo", "nano"):
+    if name not in ("octo", "nano", "keypoints"):
         family = FAMILIES.get(name, "paligemma")
         found += [f"model.backbone.path={folder(family)}"]
         if family != "paligemma":
