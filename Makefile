@@ -2,6 +2,7 @@
 BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
+# Tests have one thread a process: threads of several processes that wait for each other spin.
 
 .PHONY: help setup demo realtime test test-fast lint bench-demo clean
 
@@ -25,10 +26,10 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## lint, then the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 bench-demo: setup ## measure the demo against its controls
 	$(BIN)/python benchmarks/demo_controls.py $(ARGS)
