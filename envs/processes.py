@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from ..errors import BrachiumError, ConfigError
+from .vector import reset_arguments
 
 START_S = 300.0
 """How long processes may take to make their environments [s]; importing a suite takes some of them."""
@@ -86,17 +87,7 @@ class ProcessVectorEnv(VectorEnv):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reset all environments, or those of ``options["reset_mask"]``."""
-        options = dict(options or {})
-        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds: list[int | None] = [None if seed is None else int(seed) + k for k in range(self.num_envs)]
-        else:
-            seeds = [None if one is None else int(one) for one in seed]
-        if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
-            raise ConfigError(
-                f"expected {self.num_envs} seeds and a reset_mask of shape ({self.num_envs},), "
-                f"got {len(seeds)} and {mask.shape}"
-            )
+        seeds, mask, options = reset_arguments(self.num_envs, seed, options)
         self._started = True
         for found in self._ask("reset", np.flatnonzero(mask).tolist(), lambda k: seeds[k], options):
             for k, texts in found.items():
@@ -153,7 +144,7 @@ class ProcessVectorEnv(VectorEnv):
         """Ask each process to do something in its own lanes among `lanes`, and wait for all."""
         asked = []
         for worker in self._workers:
-            mine = [(k, argument(k)) for k in worker.lanes if k in set(lanes)]
+            mine = [(k, argument(k)) for k in worker.lanes if k in lanes]
             if mine:
                 try:
                     worker.pipe.send((what, mine, more))

@@ -72,17 +72,7 @@ class ThreadVectorEnv(VectorEnv):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reset all environments, or those of ``options["reset_mask"]``."""
-        options = dict(options or {})
-        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds: list[int | None] = [None if seed is None else int(seed) + k for k in range(self.num_envs)]
-        else:
-            seeds = [None if one is None else int(one) for one in seed]
-        if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
-            raise ConfigError(
-                f"expected {self.num_envs} seeds and a reset_mask of shape ({self.num_envs},), "
-                f"got {len(seeds)} and {mask.shape}"
-            )
+        seeds, mask, options = reset_arguments(self.num_envs, seed, options)
         self._started = True
         self._run(lambda k: self._reset_one(k, seeds[k], options), np.flatnonzero(mask).tolist())
         return self._batch(), {}
@@ -136,3 +126,20 @@ class ThreadVectorEnv(VectorEnv):
             self._pool(index).submit(env.close).result()
         for pool in self._pools:
             pool.shutdown()
+
+
+def reset_arguments(
+    count: int, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None
+) -> tuple[list[int | None], np.ndarray, dict[str, Any]]:
+    """What a reset of `count` environments is asked for: a seed each, which of them (count,), and the other options."""
+    options = dict(options or {})
+    mask = np.asarray(options.pop("reset_mask", np.ones(count, bool)))
+    if seed is None or isinstance(seed, (int, np.integer)):
+        seeds: list[int | None] = [None if seed is None else int(seed) + k for k in range(count)]
+    else:
+        seeds = [None if one is None else int(one) for one in seed]
+    if len(seeds) != count or mask.shape != (count,):
+        raise ConfigError(
+            f"expected {count} seeds and a reset_mask of shape ({count},), got {len(seeds)} and {mask.shape}"
+        )
+    return seeds, mask, options

@@ -57,7 +57,7 @@ class GymnasiumEnv(SuiteEnv):
     ) -> None:
         self.env = _make(id, dict(options or {}), imports, draws=RENDERED in cameras)
         self.state_keys, self.success_key, self.reward_above = tuple(state), success, reward_above
-        self.says, self._rng_reset = instruction, 0
+        self.says = instruction
         self._seen, _ = self.env.reset(seed=0)
         self._require_action(id)
         found = _leaves(self._seen)

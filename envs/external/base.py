@@ -16,11 +16,12 @@ from gymnasium import spaces
 from ...errors import ConfigError, did_you_mean
 from ...spec import EmbodimentSpec, FeatureSpec
 from ..demonstrations import Disturbable
+from ..tabletop import CHARSET, OPTIONS
+from ..tasks.base import OUT_OF_TIME
 
-CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"-_()/"
 MAX_INSTRUCTION = 256
-OUT_OF_TIME, ENDED = "out of time", "ended by the environment"
-OPTIONS = ("split", "misname")
+ENDED = "ended by the environment"
+"""Why an episode failed, beside `OUT_OF_TIME`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, ConfigError
 from ..attention import LayerShape, Rotary, TransformerBlock, block_mask
 from .base import Prefix
-from .resize import FITS, Images, squares
+from .resize import FITS, Images, pixel_statistics, squares
 from .source import cannot_load, quiet, require_model_folder
 
 TASK, OBSERVATION, READOUT = 0, 1, 2
@@ -128,9 +128,7 @@ class OctoBackbone(nn.Module):
     @torch.no_grad()
     def fit_pixels(self, *sets: Images) -> None:
         """Set the pixel normalisation from images: one mean and deviation a channel, for all cameras."""
-        pixels = torch.cat([(squares(images, self.image_size, self.fit) / 255.0).flatten(0, 1) for images in sets])
-        self.pixel_mean = pixels.mean((0, 2, 3)).reshape(1, 3, 1, 1)
-        self.pixel_std = pixels.std((0, 2, 3)).clamp(min=1e-3).reshape(1, 3, 1, 1)
+        self.pixel_mean, self.pixel_std = pixel_statistics(sets, self.image_size, self.fit)
 
     def read(
         self,

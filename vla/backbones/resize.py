@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def squares(images: Images, side: int, fit: str) -> Tensor:
     if pixels.shape[-2:] == (side, side):
         return pixels.float()
     return resize(pixels.flatten(0, 1).float(), side, fit).unflatten(0, pixels.shape[:2])
+
+
+def pixel_statistics(sets: Sequence[Images], side: int, fit: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel over several sets of images, scaled to 0..1, each (1, 3, 1, 1)."""
+    pixels = torch.cat([(squares(images, side, fit) / 255.0).flatten(0, 1) for images in sets])
+    mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1e-3)
+    return mean.reshape(1, 3, 1, 1), deviation.reshape(1, 3, 1, 1)
 
 
 def resize(images: Float[Tensor, "i 3 height width"], side: int, fit: str) -> Float[Tensor, "i 3 side side"]:
