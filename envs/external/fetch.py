@@ -86,6 +86,9 @@ class FetchEnv(SuiteEnv):
             render_size=render_size,
         )
         import gymnasium
+        from farama_notifications import notifications
+
+        notifications.pop("gymnasium_robotics", None)  # said at every import, of hands that are not used here
         import gymnasium_robotics
 
         gymnasium.register_envs(gymnasium_robotics)
