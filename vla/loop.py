@@ -131,6 +131,8 @@ class TrainLoop:
         self.identity = {**vars(options), **json.loads(json.dumps(dict(identity or {}), default=str))}
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        kept = module.state_dict()
+        self.buffers = {k: b for k, b in module.named_buffers() if k in kept}  # running statistics among them
         self.optimizers = _optimizers(self.parameters, options)
         self.step = 0
         self.earlier = self.spent = 0.0
@@ -255,6 +257,7 @@ class TrainLoop:
         """Write everything a resumed run needs; the old save stays until the new one is whole."""
         tensors = {f"weight/{k}": p.detach() for k, p in self.parameters.items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        tensors |= {f"buffer/{k}": b for k, b in self.buffers.items()}
         names = {id(p): k for k, p in self.parameters.items()}
         for optimizer, _ in self.optimizers:
             for parameter, state in optimizer.state.items():
@@ -300,6 +303,9 @@ class TrainLoop:
                 prefix = f"optimizer/{key}/"
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 owner[id(parameter)].state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+            for key, buffer in self.buffers.items():
+                if f"buffer/{key}" in tensors:
+                    buffer.copy_(tensors[f"buffer/{key}"])
         self.step = int(metadata["step"])
         self.earlier = self.spent = float(metadata.get("seconds", 0.0))
         log(f"{self.name}: resumed at step {self.step}")

@@ -71,12 +71,48 @@ def test_training_shifts_and_acting_does_not():
     images, tokens, mask = inputs()
     first, again = (backbone.read(images, tokens, mask).states for _ in range(2))
     torch.testing.assert_close(first, again, rtol=0, atol=0)
-    backbone.train()
+    backbone.train().requires_grad_(False)
     torch.manual_seed(1)
     moved = backbone.read(images, tokens, mask).states
     torch.manual_seed(1)
     torch.testing.assert_close(moved, backbone.read(images, tokens, mask).states, rtol=0, atol=0)  # by the seed alone
     assert (moved - first).abs().max() > 1e-3
+
+
+def test_fresh_tokens_tell_pictures_apart():
+    """Small squares on one ground, of which a fresh network sees little."""
+    rng = np.random.default_rng(0)
+    images = np.full((64, 2, SIDE, SIDE, 3), 200, np.uint8)
+    for k, (y, x) in enumerate(rng.integers(0, SIDE - 3, (64, 2))):
+        images[k, :, y : y + 3, x : x + 3] = 20
+    tokens = torch.full((64, 4), 5)
+    backbone = make(shift=0).train()
+    spread = backbone.read(torch.from_numpy(images), tokens, tokens > 0).states[:, 1:3].std(0).mean()
+    assert spread > 0.6, spread  # 0.3 without centring; tokens have a norm of one a channel
+
+
+def test_features_are_centred_by_the_first_batches_and_by_no_other(monkeypatch):
+    monkeypatch.setattr("brachium.vla.backbones.keypoints.WATCHED", 2)
+    images, tokens, mask = inputs(b=3)
+    backbone = make(shift=0, cameras=3).train()
+    features = []
+    backbone.centre.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
+    backbone.requires_grad_(False)  # frozen: what it read says nothing about what it will be trained on
+    backbone.read(images, tokens, mask)
+    assert (backbone.centre.count == 0).all()
+    backbone.requires_grad_(True)
+    backbone.read(images, tokens, mask)
+    backbone.read(images.flip(0) // 2, tokens, mask)
+    seen = torch.cat(features[1:])
+    torch.testing.assert_close(backbone.centre.mean[:2], seen.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(backbone.centre.square[:2], seen.square().mean(0), atol=1e-5, rtol=1e-4)
+    assert backbone.centre.count.flatten().tolist() == [2, 2, 0]  # a camera that was not there
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.read(images // 3, tokens, mask)
+    backbone.eval()
+    backbone.read(images, tokens, mask)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_tokens_are_one_for_the_words_one_a_camera_and_what_is_added():

@@ -26,9 +26,9 @@ MEMORY_ERRORS = (
 )
 
 
-def network(dropout=0.0, seed=0):
+def network(dropout=0.0, seed=0, norm=nn.LayerNorm):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(dropout), nn.LayerNorm(8), nn.Linear(8, 2))
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(dropout), norm(8), nn.Linear(8, 2))
 
 
 def make_batch(step):
@@ -60,6 +60,7 @@ def state_of(loop):
     names = {id(p): k for k, p in loop.parameters.items()}
     state = {f"weight/{k}": p.detach().clone() for k, p in loop.parameters.items()}
     state |= {f"average/{k}": v.clone() for k, v in loop.average.items()}
+    state |= {f"buffer/{k}": v.clone() for k, v in loop.buffers.items()}
     for p, values in loop.optimizers[0][0].state.items():
         state |= {f"{names[id(p)]}/{k}": v.clone() for k, v in values.items()}
     return state
@@ -100,17 +101,17 @@ def whole(tmp_path):
     return loop, log_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_killed_run_resumes_to_the_bit(tmp_path, dropout):
-    """The save of step 10 is there; steps 11 to 13 are lost and computed again."""
-    whole = make_loop(tmp_path / "whole", network(dropout))
+@pytest.mark.parametrize(("dropout", "norm"), [(0.0, nn.LayerNorm), (0.3, nn.LayerNorm), (0.0, nn.BatchNorm1d)])
+def test_a_killed_run_resumes_to_the_bit(tmp_path, dropout, norm):
+    """The save of step 10 is there; steps 11 to 13 are lost and computed again. BatchNorm has running statistics."""
+    whole = make_loop(tmp_path / "whole", network(dropout, norm=norm))
     whole.run()
     folder = tmp_path / "parts"
     with pytest.raises(Stop):
-        make_loop(folder, network(dropout), batch=stopping(13, Stop())).run()
+        make_loop(folder, network(dropout, norm=norm), batch=stopping(13, Stop())).run()
     torch.manual_seed(999)
     torch.rand(100)
-    resumed = make_loop(folder, network(dropout, seed=5), resume=True)
+    resumed = make_loop(folder, network(dropout, seed=5, norm=norm), resume=True)
     assert resumed.step == 10
     resumed.run()
     assert_same(state_of(whole), state_of(resumed))

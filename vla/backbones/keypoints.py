@@ -20,8 +20,12 @@ from ..attention import LayerShape, Rotary, TransformerBlock
 from .base import Prefix
 from .resize import FITS, Images, pixel_statistics, squares
 
-FIRST = 1.0
+FIRST = 3.0
 """Sharpness of fresh softmax maps."""
+WATCHED = 50
+"""Batches at the beginning of training that features are centred by."""
+LEAST = 0.05
+"""Deviation below which a feature is not enlarged further."""
 
 
 class KeypointBackbone(nn.Module):
@@ -88,8 +92,9 @@ class KeypointBackbone(nn.Module):
         self.lateral = _Pointwise(eighth, quarter)
         self.maps = nn.Sequential(nn.ReLU(), _Pointwise(quarter, keypoints))
         self.sharpness = nn.Parameter(torch.full((keypoints, 1), FIRST).log())
+        self.centre = _Centre(cameras, 3 * keypoints + eighth)
         self.token = nn.Sequential(
-            nn.Linear(3 * keypoints + eighth, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.LayerNorm(width)
+            nn.Linear(3 * keypoints + eighth, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.LayerNorm(width)
         )
         self.register_buffer("pixel_mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("pixel_std", torch.full((1, 3, 1, 1), 0.5))
@@ -128,10 +133,11 @@ class KeypointBackbone(nn.Module):
                 f"and max_words={len(self.word_place)} allow: raise them in model.backbone"
             )
         told = self._told(tokens, token_mask)
-        asked = (told[:, None] + self.camera_place[:n]).flatten(0, 1)
-        flat = pixels.flatten(0, 1)
-        seen = self.look(shifted(flat, self.shift) if self.training and self.shift else flat, asked)
-        parts = {"text": told[:, None], "images": seen.unflatten(0, (b, n)) + self.camera_place[:n]}
+        asked = told[:, None] + self.camera_place[:n]
+        if self.training and self.shift:
+            pixels = shifted(pixels.flatten(0, 1), self.shift).unflatten(0, (b, n))
+        seen = self.look(pixels, asked) + self.camera_place[:n]
+        parts = {"text": told[:, None], "images": seen}
         device = told.device
         here = torch.ones(b, n, dtype=torch.bool, device=device) if image_mask is None else image_mask
         masks = [token_mask.any(1, keepdim=True), here]
@@ -146,20 +152,27 @@ class KeypointBackbone(nn.Module):
             spans={name: slice(edges[k], edges[k + 1]) for k, name in enumerate(parts)},
         )
 
-    def look(self, pixels: Float[Tensor, "i 3 side side"], asked: Float[Tensor, "i d"]) -> Float[Tensor, "i d"]:
+    def look(self, pixels: Float[Tensor, "b n 3 side side"], asked: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """A token for each normalised picture, asked for by words and a camera."""
-        fine = self.stem(pixels)
+        words = asked.flatten(0, 1)
+        fine = self.stem(pixels.flatten(0, 1))
         for block in self.fine:
-            fine = block(fine, asked)
+            fine = block(fine, words)
         coarse = self.down(fine)
         for block in self.coarse:
-            coarse = block(coarse, asked)
+            coarse = block(coarse, words)
         above = nn.functional.interpolate(self.lateral(coarse), size=fine.shape[-2:], mode="nearest")
         scores = self.maps(fine + above).float()
-        places, height = keypoints(scores, self.sharpness)
+        scores = scores - scores.mean(
+            (2, 3), keepdim=True
+        )  # and at one scale, or fresh maps are flat: all places alike
+        places, height = keypoints(scores / (scores.std((2, 3), keepdim=True) + 1e-3), self.sharpness)
         summary = nn.functional.relu(coarse).mean((2, 3)).float()
-        found: Tensor = self.token(torch.cat([places.flatten(1), height, summary], dim=1))
-        return found
+        found = torch.cat([places.flatten(1), height, summary], dim=1).unflatten(0, pixels.shape[:2])
+        if self.training and self.sharpness.requires_grad:
+            self.centre.watch(found.detach())
+        told: Tensor = self.token(self.centre(found))
+        return told
 
     def extend(
         self, prefix: Prefix, embeddings: Float[Tensor, "b q d"], mask: Bool[Tensor, "b q"], *, two_way: bool = False
@@ -183,6 +196,40 @@ class KeypointBackbone(nn.Module):
         x, _, _ = self.reader(x, who, None, place, None, None)
         real = mask[..., None].to(x.dtype)
         return (x * real).sum(1) / real.sum(1).clamp(min=1.0)
+
+
+class _Centre(nn.Module):
+    """Features of each camera without the mean of the first `WATCHED` batches, at a deviation of one (ActNorm).
+
+    While little has been learnt, most of what is found is the same in all pictures. Layers that follow take it for a
+    bias and grow it until their norm leaves nothing else: a policy that is told one instruction only, and needs no
+    picture to know its task, went blind within some hundred steps. Statistics that went on following (BatchNorm) would
+    be those of the trained weights, and spoil the averaged ones, which act.
+    """
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    def __init__(self, cameras: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(cameras, features))
+        self.register_buffer("square", torch.zeros(cameras, features))
+        self.register_buffer("count", torch.zeros(cameras, 1))
+
+    @torch.no_grad()
+    def watch(self, x: Float[Tensor, "b n f"]) -> None:
+        """Take a batch into account, unless there were enough."""
+        n = x.shape[1]
+        share = torch.where(self.count[:n] < WATCHED, 1.0 / (self.count[:n] + 1.0), 0.0)
+        self.mean[:n] += share * (x.mean(0) - self.mean[:n])
+        self.square[:n] += share * (x.square().mean(0) - self.square[:n])
+        self.count[:n] += share > 0
+
+    def forward(self, x: Float[Tensor, "b n f"]) -> Float[Tensor, "b n f"]:
+        n = x.shape[1]
+        spread = (self.square[:n] - self.mean[:n].square()).clamp(min=LEAST**2).sqrt()
+        return torch.where(self.count[:n] > 0, (x - self.mean[:n]) / spread, x)
 
 
 class _Modulated(nn.Module):
