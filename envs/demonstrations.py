@@ -143,7 +143,8 @@ class ExpertDemonstrations:
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens by itself once.
         stumble: Share of the episodes in which the arm goes astray once or twice.
-        settle: Steps recorded after success (the policy should stay there).
+        settle: Steps in a row in which success must hold for the episode to end (the policy should stay there). Only
+            environments that judge at their last step go on after the first.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class ExpertDemonstrations:
         disturbed = Disturbances(env.disturbable, rng, self.noise, self.noisy, self.drop, self.stumble)
         limits = getattr(env, "clips", None)
         steps: list[Step] = []
-        success, after = False, 0
+        success, held = False, 0
         for t in range(env.task.max_steps):
             action = env.expert_action()
             images = {name: observation[name] for name in cameras}
@@ -177,10 +178,12 @@ class ExpertDemonstrations:
             if limits is not None:  # what is kept as executed must be what is
                 executed = np.clip(executed, *limits)
             steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
-            if success and (after := after + 1) >= self.settle:
+            if held >= self.settle:
+                success = True
                 break
             observation, _, terminated, _, info = env.step(executed)
             success = success or bool(info["success"])
+            held = held + 1 if info.get("holds", success) else 0
             if terminated and not success:
                 break
         instruction = str(observation["instruction"])

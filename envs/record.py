@@ -38,12 +38,18 @@ class RecordingOptions:
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
+        settle: Steps in a row in which success must hold for the episode to end.
     """
 
     noise: float = 0.3
     noisy: float = 0.8
     drop: float = 0.1
     stumble: float = 0.5
+    settle: int = 1
+
+    def __post_init__(self) -> None:
+        if self.settle < 1:
+            raise ConfigError(f"recording: expected settle from 1, got {self.settle}")
 
 
 def record(
@@ -57,6 +63,7 @@ def record(
     noisy: float = 0.8,
     drop: float = 0.1,
     stumble: float = 0.5,
+    settle: int = 1,
     keep_failures: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -75,10 +82,11 @@ def record(
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
+        settle: Steps in a row in which success must hold for the episode to end, where it is judged at the last step.
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
-    options = {"noise": noise, "noisy": noisy, "drop": drop, "stumble": stumble}
+    options = vars(RecordingOptions(noise=noise, noisy=noisy, drop=drop, stumble=stumble, settle=settle))
     return record_from(
         partial(make_source, env, options),
         out=out,

@@ -38,6 +38,7 @@ class AlohaEnv(SuiteEnv):
     Args:
         task: One of `INSTRUCTIONS`.
         cameras: Camera -> edge, or height and width, of its picture [px].
+        zoom: Camera -> how much nearer it looks: 1.6 shows the middle 62 % of the suite's picture.
         mesh_cell: Detail of the robots' meshes in pictures [m]; 0 draws every face.
         images, render_mode, render_size: As of `SuiteEnv`.
     """
@@ -47,6 +48,7 @@ class AlohaEnv(SuiteEnv):
         *,
         task: str,
         cameras: Mapping[str, Any],
+        zoom: Mapping[str, float] | None = None,
         mesh_cell: float = 0.006,
         images: bool = True,
         render_mode: str | None = None,
@@ -57,7 +59,7 @@ class AlohaEnv(SuiteEnv):
             raise ConfigError(f"ALOHA has no task {task!r}. {did_you_mean(task, INSTRUCTIONS)}")
         super().__init__(
             task=SuiteTask(name=task, max_steps=MAX_STEPS),
-            spec=aloha_spec(camera_features(cameras, CAMERAS)),
+            spec=aloha_spec(camera_features(cameras, CAMERAS, zoom)),
             images=images,
             render_mode=render_mode,
             render_size=render_size,
@@ -65,7 +67,7 @@ class AlohaEnv(SuiteEnv):
         self.env: Any = _make(task)
         self.physics = self.env.physics
         self.model, self.data = self.physics.model.ptr, self.physics.data.ptr
-        self.cameras = SuiteCameras(self.model, mesh_cell=mesh_cell)
+        self.cameras = SuiteCameras(self.model, mesh_cell=mesh_cell, zoom=zoom)
         self._state: np.ndarray = np.zeros(len(ELEMENTS), np.float32)
         self._expert: Any = None
 

@@ -60,7 +60,7 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
     Observations: ``state`` float32 (s,), one uint8 image (height, width, 3) a camera, ``instruction`` (text). Actions:
     as in the spec, clipped to its limits. Reward: the suite's own. An episode terminates at success (or, where success
     is judged at the end, never) and is truncated after ``task.max_steps``. ``info`` has ``success``, ``task`` and, on
-    steps, ``failure``.
+    steps, ``failure`` and ``holds``: whether success would be judged now.
 
     The same seed gives the same episode, bit for bit, whatever was run before.
 
@@ -172,7 +172,7 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
         terminated = (success and self.judged == "ever") or failed or outcome.over
         truncated = late and not terminated
         failure = "" if success else outcome.failure or (ENDED if outcome.over else OUT_OF_TIME if truncated else "")
-        info = {"success": success, "task": self.task.name, "failure": failure}
+        info = {"success": success, "holds": outcome.success, "task": self.task.name, "failure": failure}
         return self._observe(), outcome.reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:  # type: ignore[override]

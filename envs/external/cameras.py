@@ -26,6 +26,7 @@ class SuiteCameras:
         mirrored: Cameras in whose pictures left and right are exchanged.
         hidden: Groups of geoms that are not drawn.
         free: Cameras that the model has not, by name (`looking_at`).
+        follow: Camera of `free` -> site of the model that it moves along with, looking at it.
         zoom: Camera -> how much nearer it looks: 2 shows the middle half of the picture's width and height.
     """
 
@@ -39,10 +40,12 @@ class SuiteCameras:
         mirrored: tuple[str, ...] = (),
         hidden: tuple[int, ...] = (),
         free: Mapping[str, mujoco.MjvCamera] | None = None,
+        follow: Mapping[str, str] | None = None,
         zoom: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.sites, self.turned, self.free = model, sites, turned, dict(free or {})
         self.mirrored, self.hidden = mirrored, hidden
+        self.follow = {camera: model.site(site).id for camera, site in (follow or {}).items()}
         self.zoom = {camera_id(model, name): by for name, by in (zoom or {}).items()}
         self.view = thinned(model, mesh_cell)
         self.refresh()
@@ -65,6 +68,8 @@ class SuiteCameras:
             sizes: Camera -> (height, width) [px].
             names: Camera -> its name in the model.
         """
+        for camera, site in self.follow.items():
+            self.free[camera].lookat[:] = data.site_xpos[site]
         called = {camera: (names or {}).get(camera, camera) for camera in sizes}
         found = {called[camera]: np.empty((*size, 3), np.uint8) for camera, size in sizes.items()}
         most = max(h for h, _ in sizes.values()), max(w for _, w in sizes.values())

@@ -18,8 +18,8 @@ from ..demonstrations import Disturbable
 from .base import Outcome, SuiteEnv, SuiteTask, camera_features, require_suite
 from .cameras import SuiteCameras, looking_at
 
-CAMERAS = ("front", "side", "external_camera_0", "gripper_camera_rgb", "head_camera_rgb")
-"""The first two are ours: the suite's hang on the robot, whose torso sinks while it works, or see nothing."""
+CAMERAS = ("front", "side", "hand_front", "hand_side", "external_camera_0", "gripper_camera_rgb", "head_camera_rgb")
+"""The first four are ours: the suite's hang on the robot, whose torso sinks while it works, or see nothing."""
 IDS = {
     "reach": "FetchReach-v4",
     "push": "FetchPush-v4",
@@ -46,6 +46,8 @@ NUMBERS = (
 )
 """The suite's own observation where there is an object."""
 MAX_STEPS = 50
+HAND = "robot0:grip"
+"""The site between the fingers."""
 REACH = 0.03
 """How far the gripper gets in one step at most [m]; an action of 1 asks for 0.05."""
 
@@ -55,7 +57,8 @@ class FetchEnv(SuiteEnv):
 
     Args:
         task: One of `IDS`.
-        cameras: Camera -> edge of its picture [px]; ``front`` and ``side`` are ours.
+        cameras: Camera -> edge of its picture [px]; ``front``, ``side`` and the two that move along with
+            the hand, ``hand_front`` and ``hand_side``, are ours.
         observe: ``gripper`` (position and opening) or ``all`` that the suite observes, with the goal.
         mesh_cell: Detail of the robot's meshes in pictures [m]; 0 draws every face.
         images, render_mode, render_size: As of `SuiteEnv`.
@@ -95,12 +98,16 @@ class FetchEnv(SuiteEnv):
         self.observe = observe
         made: Any = gymnasium.make(IDS[task])
         self.env: Any = made.unwrapped
-        middle = (1.30, 0.75, 0.53)
+        middle = (1.30, 0.75, 0.58)
         ours = {
-            "front": looking_at(middle, distance=1.05, azimuth=180.0, elevation=-35.0),
-            "side": looking_at(middle, distance=1.05, azimuth=90.0, elevation=-15.0),
+            "front": looking_at(middle, distance=0.85, azimuth=180.0, elevation=-35.0),
+            "side": looking_at(middle, distance=0.85, azimuth=90.0, elevation=-15.0),
+            "hand_front": looking_at(middle, distance=0.45, azimuth=180.0, elevation=-50.0),
+            "hand_side": looking_at(middle, distance=0.45, azimuth=90.0, elevation=-30.0),
         }
-        self.cameras = SuiteCameras(self.env.model, mesh_cell=mesh_cell, free=ours)
+        self.cameras = SuiteCameras(
+            self.env.model, mesh_cell=mesh_cell, free=ours, follow=dict.fromkeys(("hand_front", "hand_side"), HAND)
+        )
         self._seen: dict[str, np.ndarray] = {}
 
     @property

@@ -16,6 +16,7 @@ from brachium.envs.external.libero import LiberoEnv
 from brachium.envs.external.metaworld import MetaWorldEnv, descriptions, suite, task_names
 from brachium.envs.external.pusht import PushTEnv
 from brachium.envs.processes import ProcessVectorEnv
+from brachium.envs.record import RecordingOptions
 from brachium.envs.vector import ThreadVectorEnv
 from brachium.errors import ConfigError, NotFoundError
 
@@ -254,6 +255,22 @@ def test_another_instruction_is_of_another_task():
     assert shuffled in descriptions().values()
     with pytest.raises(ConfigError, match="one instruction only"):
         AlohaEnv(task="insertion", cameras={"top": 16}, images=False).reset(seed=0, options={"misname": True})
+
+
+def test_a_demonstration_that_is_judged_at_the_last_step_ends_when_it_has_settled():
+    env = FetchEnv(task="reach", cameras={"front": 32})
+    long, short = (ExpertDemonstrations(env, noise=0.0, settle=n).record(3)[0] for n in (50, 4))
+    assert long.success
+    assert len(long.steps) == env.task.max_steps
+    assert short.success
+    assert len(short.steps) < 30
+    assert_same([{"a": s.action} for s in short.steps], [{"a": s.action} for s in long.steps[: len(short.steps)]])
+    env.reset(seed=3)
+    held = [env.step(step.action)[-1]["holds"] for step in short.steps[:-1]]
+    assert held[-4:] == [True] * 4
+    assert not all(held[-5:])
+    with pytest.raises(ConfigError, match="settle from 1, got 0"):
+        RecordingOptions(settle=0)
 
 
 def test_a_zoom_shows_the_middle_and_stands_in_the_spec():
