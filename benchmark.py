@@ -311,12 +311,20 @@ def _counts(group: Mapping[str, Any]) -> dict[str, Any]:
 def hardware(device: str) -> str:
     """What computed, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{cores} cores ({platform.machine()})"
+    found = f"{cores} cores ({_processor()})"
     if device.startswith("cuda"):
         import torch
 
         found = f"{torch.cuda.get_device_name()}, {found}"
     return found
+
+
+def _processor() -> str:
+    """What the system calls its processor; Python's own answer is only its kind on Linux."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, named), platform.processor() or platform.machine())
 
 
 def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:
