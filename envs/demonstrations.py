@@ -143,8 +143,8 @@ class ExpertDemonstrations:
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens by itself once.
         stumble: Share of the episodes in which the arm goes astray once or twice.
-        settle: Steps in a row in which success must hold for the episode to end (the policy should stay there). Only
-            environments that judge at their last step go on after the first.
+        settle: Where success is judged at the last step, steps in a row in which it must hold for the episode to end
+            before; 0 for never.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class ExpertDemonstrations:
         noisy: float = 0.8,
         drop: float = 0.1,
         stumble: float = 0.5,
-        settle: int = 1,
+        settle: int = 0,
     ) -> None:
         self.env, self.noise, self.noisy, self.drop, self.stumble = env, noise, noisy, drop, stumble
         self.settle = settle
@@ -178,12 +178,12 @@ class ExpertDemonstrations:
             if limits is not None:  # what is kept as executed must be what is
                 executed = np.clip(executed, *limits)
             steps.append(Step(images, observation["state"], action, {EXECUTED: executed}))
-            if held >= self.settle:
+            if success or (self.settle and held >= self.settle):
                 success = True
                 break
             observation, _, terminated, _, info = env.step(executed)
             success = success or bool(info["success"])
-            held = held + 1 if info.get("holds", success) else 0
+            held = held + 1 if info.get("holds") else 0
             if terminated and not success:
                 break
         instruction = str(observation["instruction"])

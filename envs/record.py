@@ -38,18 +38,19 @@ class RecordingOptions:
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
-        settle: Steps in a row in which success must hold for the episode to end.
+        settle: Where success is judged at the last step, steps in a row in which it must hold for the episode to end
+            before; 0 for never.
     """
 
     noise: float = 0.3
     noisy: float = 0.8
     drop: float = 0.1
     stumble: float = 0.5
-    settle: int = 1
+    settle: int = 0
 
     def __post_init__(self) -> None:
-        if self.settle < 1:
-            raise ConfigError(f"recording: expected settle from 1, got {self.settle}")
+        if self.settle < 0:
+            raise ConfigError(f"recording: expected settle from 0, got {self.settle}")
 
 
 def record(
@@ -63,7 +64,7 @@ def record(
     noisy: float = 0.8,
     drop: float = 0.1,
     stumble: float = 0.5,
-    settle: int = 1,
+    settle: int = 0,
     keep_failures: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -82,7 +83,7 @@ def record(
         noisy: Share of the episodes that are disturbed.
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
-        settle: Steps in a row in which success must hold for the episode to end, where it is judged at the last step.
+        settle: Where success is judged at the last step, steps for which it must hold to end the episode; 0 for never.
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
