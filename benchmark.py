@@ -311,7 +311,7 @@ def _counts(group: Mapping[str, Any]) -> dict[str, Any]:
 def hardware(device: str) -> str:
     """What computed, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{cores} cores ({_processor()})"
+    found = f"{cores} cores ({processor()})"
     if device.startswith("cuda"):
         import torch
 
@@ -319,7 +319,7 @@ def hardware(device: str) -> str:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the system calls its processor; Python's own answer is only its kind on Linux."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []

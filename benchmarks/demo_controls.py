@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 
+from brachium.benchmark import processor
 from brachium.console import log, progress
 from brachium.policies.intervals import rate
 
@@ -111,15 +111,6 @@ def chance(episodes: int = 2000) -> dict[str, float]:
     return result
 
 
-def cpu_name() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes a task")
@@ -132,7 +123,7 @@ def main() -> None:
     episodes, parts = f"episodes={options.episodes}", options.parts
     target = ROOT / "benchmarks" / "results" / "demo.json"
     results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
-    results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
+    results["machine"] = f"{os.cpu_count()} cores, {processor()}, no GPU"
     measured: dict[str, Callable[[], Any]] = {
         "demo": lambda: demo(episodes),
         "shuffle": lambda: evaluation("flow-0", "shuffle", episodes, "control=shuffle"),

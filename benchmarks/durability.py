@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_controls import ROOT, cpu_name
+from demo_controls import ROOT
 
+from brachium.benchmark import processor
 from brachium.console import progress
 from brachium.datasets.schema import StoreSchema
 from brachium.datasets.store import EpisodeStore
@@ -241,7 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="durability-") as name:
         folder = Path(name)
         results = {
-            "machine": f"{os.cpu_count()} cores, {cpu_name()}",
+            "machine": f"{os.cpu_count()} cores, {processor()}",
             "recorders": kill_recorders(folder, options.kills // 2, draw),
             "conversions": kill_conversions(folder, options.kills - options.kills // 2, draw),
             "shared": share(folder, options.seconds),

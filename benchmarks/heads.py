@@ -19,8 +19,9 @@ from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-from demo_controls import OUT, ROOT, TASKS, brachium, cpu_name
+from demo_controls import OUT, ROOT, TASKS, brachium
 
+from brachium.benchmark import processor
 from brachium.policies.intervals import rate
 from brachium.vla.checkpoint import read_meta
 
@@ -105,7 +106,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # two small trainings side by side are twice as fast as one on two threads
     found = {"heads": heads, "embodiments": embodiments}[options.part](options)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}  # as it is hours later
-    results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}, no GPU"
+    results["machine"] = f"{os.cpu_count()} cores, {processor()}, no GPU"
     results |= {"demos": options.demos, "steps": options.steps, "episodes": options.episodes}
     results[options.part] = {**results.get(options.part, {}), **found}
     TARGET.write_text(json.dumps(results, indent=1) + "\n")

@@ -24,8 +24,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import yaml
-from demo_controls import ROOT, cpu_name
+from demo_controls import ROOT
 
+from brachium.benchmark import processor
 from brachium.console import log
 from brachium.vla.backbones.base import Backbone
 from brachium.vla.backbones.hf import HFBackbone
@@ -271,7 +272,7 @@ def time_again(results: dict[str, Any]) -> None:
 
 def measure(results: dict[str, Any], options: argparse.Namespace) -> None:
     """Fill in what is missing, and keep it at once."""
-    results |= {"machine": f"one core of {cpu_name()}", "steps": STEPS, "bound": BOUND, "batch": BATCH}
+    results |= {"machine": f"one core of {processor()}", "steps": STEPS, "bound": BOUND, "batch": BATCH}
     for head in options.heads:
         if head not in results["modes"] or options.again:
             results["modes"][head] = two_modes(head)

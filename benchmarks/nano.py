@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from demo_controls import ROOT, cpu_name
+from demo_controls import ROOT
+
+from brachium.benchmark import processor
 
 TARGET = ROOT / "benchmarks" / "results" / "nano.json"
 LOAD = """
@@ -58,7 +60,7 @@ def main() -> None:
     images = torch.randint(0, 256, (16, 2, 96, 96, 3), dtype=torch.uint8)
     state = torch.zeros(16, 1 + max(encoder.body))
     results: dict[str, object] = {
-        "machine": f"{os.cpu_count()} cores, {cpu_name()}, no GPU",
+        "machine": f"{os.cpu_count()} cores, {processor()}, no GPU",
         "megabytes": sum(f.stat().st_size for f in find_pretrained("nano").iterdir()) / 1e6,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "load_s": min(loads),

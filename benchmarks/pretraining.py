@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo_controls import ROOT, cpu_name
+from demo_controls import ROOT
+
+from brachium.benchmark import processor
 
 TARGET = ROOT / "benchmarks" / "results" / "pretraining.json"
 PARTS = ("runs", "seeds")
@@ -41,7 +43,7 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 2
     results = json.loads(TARGET.read_text()) if TARGET.exists() else {}
-    results["machine"] = f"{cpu_name()}, no GPU; each run on one core"
+    results["machine"] = f"{processor()}, no GPU; each run on one core"
     results.setdefault(part, {}).update({name: collect(Path(out)) for name, _, out in rows})
     TARGET.write_text(json.dumps(results, indent=1) + "\n")
     return 0

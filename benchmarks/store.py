@@ -29,8 +29,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
-from demo_controls import OUT, ROOT, brachium, cpu_name
+from demo_controls import OUT, ROOT, brachium
 
+from brachium.benchmark import processor
 from brachium.console import log, table
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.window import WindowDataset, WindowSpec
@@ -593,7 +594,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
-    results["machine"] = f"{os.cpu_count()} cores, {cpu_name()}"
+    results["machine"] = f"{os.cpu_count()} cores, {processor()}"
     for part in options.parts:
         results[part] = PARTS[part](options)
         TARGET.write_text(json.dumps(results, indent=1) + "\n")

@@ -274,6 +274,19 @@ def test_a_demonstration_that_is_judged_at_the_last_step_ends_when_it_has_settle
         RecordingOptions(settle=-1)
 
 
+def test_a_camera_moves_along_with_the_hand():
+    env = FetchEnv(task="pick_and_place", cameras={"front": 64, "hand_front": 64})
+    before, _ = env.reset(seed=1)
+    for _ in range(6):
+        after, *_ = env.step(np.array([0.0, 1.0, 0.0, 0.0], np.float32))
+    assert after["state"][1] - before["state"][1] > 0.1
+    # Rows of the hand alone: it stands still where the camera goes along, and leaves its place where the camera stands.
+    moved = {
+        c: np.abs(after[c][:30, 28:36].astype(int) - before[c][:30, 28:36]).mean() for c in ("front", "hand_front")
+    }
+    assert moved["hand_front"] < 0.5 * moved["front"], moved
+
+
 def test_a_zoom_shows_the_middle_and_stands_in_the_spec():
     wide = MetaWorldEnv(task="push", cameras={"corner2": 128})
     near = MetaWorldEnv(task="push", cameras={"corner2": 64}, zoom={"corner2": 2.0})
