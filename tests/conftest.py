@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before anything imports mujoco or torch. Two xdist workers on two cores must not start four threads each.
+# Before anything imports mujoco or torch. Workers side by side must not start two threads each: those that wait, spin.
+# MKL_NUM_THREADS wins over OMP_NUM_THREADS in torch, so that all of them say the same.
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
-THREADS = "1" if os.environ.get("PYTEST_XDIST_WORKER") else "2"
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, THREADS)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -31,7 +31,7 @@ SMALL = [
     "optimization.batch_size=16",
     "executor.execute_horizon=3",
 ]
-ENVIRONMENT = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}  # threads that wait spin
+ENVIRONMENT = {**os.environ, "MUJOCO_GL": "egl"}
 
 
 def command(out: Path, *words: str) -> list[str]:

@@ -96,7 +96,7 @@ def test_one_seed_is_one_episode_in_another_process(make_env):
         "print(' '.join(found))\n"
     )
     # the threads of linear algebra and the hash seed must not matter
-    changed = {**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "3"}
+    changed = {**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
     done = subprocess.run([sys.executable, "-c", code], env=changed, capture_output=True, text=True, check=True)
     assert done.stdout.split() == play(make_env("place"), 7)
 
