@@ -129,12 +129,14 @@ def test_evaluation_does_not_depend_on_the_number_of_envs(killed: Killed, count:
 
 
 @pytest.mark.slow
-def test_rounds_of_corrections_are_recorded_trained_on_and_reused(tmp_path: Path) -> None:
+def test_rounds_of_corrections_are_recorded_trained_on_and_reused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
     words = ["experiment=realtime", "~suite.push", "~suite.place", "corrections.rounds=1", "corrections.episodes=2"]
     words += ["corrections.steps=5", "videos=0", "episodes=1", "optimization.batch_size=16"]
-    first = run(out, *words)
-    assert first.returncode == 0, first.stderr[-3000:]
+    assert main(["demo", f"out={out}", *SMALL, *words]) == 0
+    capsys.readouterr()
     meta = json.loads((out / "flow-0" / "checkpoint" / "meta.json").read_text())
     assert meta["init"] == str(out / "rounds" / "flow-0-0" / "checkpoint")
     result = json.loads((out / "result.json").read_text())
@@ -142,18 +144,19 @@ def test_rounds_of_corrections_are_recorded_trained_on_and_reused(tmp_path: Path
     assert result["embodiment"] == "arm6_pose"
     assert set(result["seconds"]) == {"record", "train", "correct", "eval", "total"}
     weights = (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes()
-    again = run(out, *words)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "has the corrections of this policy already" in again.stderr
-    assert again.stderr.count("trained already on this data") == 2
+    assert main(["demo", f"out={out}", *SMALL, *words]) == 0
+    said = capsys.readouterr().err
+    assert "has the corrections of this policy already" in said
+    assert said.count("trained already on this data") == 2
     assert json.loads((out / "result.json").read_text())["seconds"] == result["seconds"]
     assert (out / "flow-0" / "checkpoint" / "model.safetensors").read_bytes() == weights
 
 
-def test_a_missing_encoder_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
-    done = run(tmp_path / "demo", f"encoder={tmp_path / 'nowhere'}")
-    assert done.returncode == 2
-    assert "no pretrained model at" in done.stderr
+def test_a_missing_encoder_is_refused_before_anything_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", f"out={tmp_path / 'demo'}", *SMALL, f"encoder={tmp_path / 'nowhere'}"]) == 2
+    assert "no pretrained model at" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

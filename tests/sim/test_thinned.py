@@ -84,6 +84,18 @@ def test_what_is_left_are_faces_of_the_mesh(cell):
         corners = made.mesh_vert[faces]
         moved = cell * np.sqrt(3)  # no vertex went further than across its cell
         assert np.linalg.norm(corners, axis=2).max() <= 0.2 + moved
+        assert [tuple(face) for face in faces.tolist()] == clustered(made.mesh_vert, made.mesh_face, cell)
+
+
+def clustered(vertices, faces, cell):
+    """Vertex clustering by a dictionary: the first vertex of each cell, the first face of each three cells."""
+    first, found = {}, {}
+    stands_for = [first.setdefault(tuple(np.round(v / cell)), i) for i, v in enumerate(vertices)]
+    for face in faces.tolist():
+        corners = tuple(stands_for[i] for i in face)
+        if len(set(corners)) == 3:
+            found.setdefault(tuple(sorted(corners)), corners)
+    return list(found.values())
 
 
 def test_sites_are_drawn_where_they_are_wanted(made):

@@ -52,6 +52,7 @@ def main():
         "--env.type=toyreach",
         "--eval.n_episodes=3",
         "--eval.batch_size=2",
+        "--eval.use_async_envs=false",  # each process of its own would import LeRobot again: 10 seconds
         f"--output_dir={OUT / 'eval'}",
     ]
     os.environ["TOYREACH_JOURNAL"] = str(OUT / "journal")
