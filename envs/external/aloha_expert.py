@@ -26,6 +26,9 @@ STEP, TURN = 0.006, 0.05
 """Longest step of a hand [m], [rad]."""
 LAG = 0.06
 """How far ahead of itself a hand is sent at most [m]."""
+LEVEL = 0.03
+"""Cost of a forearm's roll. Where the wrist is straight, half a turn of the forearm and of the wrist undo each other:
+left alone, hands pick up either way, and a policy of absolute joint angles learns neither."""
 HELD = 0.78
 """Opening below which fingers with the cube between them hold it."""
 
@@ -45,12 +48,13 @@ class TransferCubeExpert:
             for side in ("left", "right")
         }
         self.limits = [mink.ConfigurationLimit(model)]
-        self.posture = mink.PostureTask(model, cost=1e-3)
-        names = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
         self.joints = {
-            side: np.array([int(model.joint(f"vx300s_{side}/{name}").qposadr[0]) for name in names])
-            for side in ("left", "right")
+            side: np.array([int(model.joint(name).qposadr[0]) for name in _names(side)]) for side in ("left", "right")
         }
+        costs = np.full(model.nv, 1e-3)
+        self.rolls = np.array([int(model.joint(f"vx300s_{side}/forearm_roll").qposadr[0]) for side in self.joints])
+        costs[[int(model.joint(f"vx300s_{side}/forearm_roll").dofadr[0]) for side in self.joints]] = LEVEL
+        self.posture = mink.PostureTask(model, cost=costs)
         self.fingers = {side: int(model.joint(f"vx300s_{side}/left_finger").qposadr[0]) for side in ("left", "right")}
         self.box = int(model.joint("red_box_joint").qposadr[0])
         down = np.deg2rad(-60.0)
@@ -114,7 +118,9 @@ class TransferCubeExpert:
                 mink.SO3.from_matrix(rotation), place - rotation[:, 0] * PINCH
             )
             self.tasks[side].set_target(target)
-        self.posture.set_target(q)
+        usual = q.copy()
+        usual[self.rolls] = 0.0
+        self.posture.set_target(usual)
         for _ in range(3):
             velocity = mink.solve_ik(
                 self.configuration, [*self.tasks.values(), self.posture], 1.0, "daqp", damping=1e-6, limits=self.limits
@@ -134,13 +140,9 @@ class TransferCubeExpert:
         """How far gravity pulls each joint below what is commanded [rad]: torque by the servo's stiffness."""
         first = 0 if side == "left" else 8
         stiffness = self.model.actuator_gainprm[first : first + 6, 0]
-        dof = self.model.jnt_dofadr[[self.model.joint(j).id for j in self._names(side)]]
+        dof = self.model.jnt_dofadr[[self.model.joint(j).id for j in _names(side)]]
         found: np.ndarray = data.qfrc_bias[dof] / stiffness
         return found
-
-    def _names(self, side: str) -> list[str]:
-        names = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-        return [f"vx300s_{side}/{name}" for name in names]
 
     def _pinch(self, data: mujoco.MjData, side: str) -> np.ndarray:
         body = data.body(f"vx300s_{side}/gripper_link")
@@ -152,6 +154,11 @@ class TransferCubeExpert:
         from gym_aloha.constants import normalize_puppet_gripper_position
 
         return float(normalize_puppet_gripper_position(data.qpos[self.fingers[side]]))
+
+
+def _names(side: str) -> list[str]:
+    names = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+    return [f"vx300s_{side}/{name}" for name in names]
 
 
 def _at_most(way: np.ndarray, length: float) -> np.ndarray:

@@ -222,6 +222,17 @@ def test_an_experts_episode_is_recorded_with_clean_labels():
     assert np.abs(labels).max() <= 1.0
 
 
+def test_alohas_expert_holds_its_forearms_one_way_up():
+    """With half a turn more of forearm and wrist, hands point as before: demonstrations of both teach neither."""
+    env = AlohaEnv(task="transfer_cube", cameras={"top": 32})
+    asked = []
+    for seed in range(3):
+        (found,) = ExpertDemonstrations(env, noise=0.4, noisy=1.0, drop=0.0, stumble=0.0).record(seed)
+        asked += [step.action for step in found.steps]
+    turned = np.abs(np.stack(asked))[:, [3, 10]]  # the forearms' rolls
+    assert turned.max() < 1.0, turned.max(0)
+
+
 def test_success_at_the_end_is_not_success_on_the_way():
     env = FetchEnv(task="reach", cameras={"front": 32}, images=False)
     env.reset(seed=2)
