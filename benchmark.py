@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +16,7 @@ from .console import human_time, log, table
 from .datasets.store import EpisodeStore
 from .envs.record import RecordingOptions, make_source, record_from, recorded_seeds
 from .errors import ConfigError
+from .hardware import hardware
 from .identity import digest
 from .policies.evaluate import evaluate
 from .stages import StageClock, read_json, train_once, write_json
@@ -306,25 +305,6 @@ def _result(
 
 def _counts(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: group[k] for k in ("episodes", "success", "success_rate", "ci95")}
-
-
-def hardware(device: str) -> str:
-    """What computed, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{cores} cores ({processor()})"
-    if device.startswith("cuda"):
-        import torch
-
-        found = f"{torch.cuda.get_device_name()}, {found}"
-    return found
-
-
-def processor() -> str:
-    """What the system calls its processor; Python's own answer is only its kind on Linux."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, named), platform.processor() or platform.machine())
 
 
 def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:

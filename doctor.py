@@ -17,6 +17,7 @@ from pathlib import Path
 from . import __version__
 from .console import free_bytes, human_bytes, table
 from .errors import ConfigError, did_you_mean
+from .hardware import cores, processor
 
 GB = 1e9
 MIN_PYTHON = ">=3.12"
@@ -302,8 +303,12 @@ def check_codecs(outputs: str = "") -> Iterator[Check]:
 
 def check_machine(outputs: str) -> Iterator[Check]:
     """Cores, memory and disk."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check(area="machine", name="CPU", status="ok", found=f"{cores} cores, {platform.machine()}, {sys.platform}")
+    yield Check(
+        area="machine",
+        name="CPU",
+        status="ok",
+        found=f"{cores()} cores, {processor()}, {platform.machine()}, {sys.platform}",
+    )
     if memory := memory_bytes():
         small = memory < 6 * GB
         yield Check(

@@ -19,8 +19,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 
-from brachium.benchmark import processor
 from brachium.console import log, progress
+from brachium.hardware import processor
 from brachium.policies.intervals import rate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 from demo_controls import ROOT
 
-from brachium.benchmark import processor
 from brachium.console import progress
 from brachium.datasets.schema import StoreSchema
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.writer import EpisodeWriter
 from brachium.errors import BrachiumError
+from brachium.hardware import processor
 from brachium.spec import EmbodimentSpec, FeatureSpec
 
 TARGET = ROOT / "benchmarks" / "results" / "durability.json"

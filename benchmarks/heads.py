@@ -21,7 +21,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 from demo_controls import OUT, ROOT, TASKS, brachium
 
-from brachium.benchmark import processor
+from brachium.hardware import processor
 from brachium.policies.intervals import rate
 from brachium.vla.checkpoint import read_meta
 

@@ -26,8 +26,8 @@ import torch
 import yaml
 from demo_controls import ROOT
 
-from brachium.benchmark import processor
 from brachium.console import log
+from brachium.hardware import processor
 from brachium.vla.backbones.base import Backbone
 from brachium.vla.backbones.hf import HFBackbone
 from brachium.vla.heads.base import Context, HeadInputs

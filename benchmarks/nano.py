@@ -8,6 +8,7 @@ measured in a fresh process after the libraries are imported; each figure is the
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from demo_controls import ROOT
 
-from brachium.benchmark import processor
+from brachium.hardware import processor
 
 TARGET = ROOT / "benchmarks" / "results" / "nano.json"
 LOAD = """
@@ -46,6 +47,8 @@ def peak() -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()  # --help must not measure and write
     import torch
 
     from brachium.vla.pretrained import Pretrained, find_pretrained

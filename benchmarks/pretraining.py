@@ -16,7 +16,7 @@ from typing import Any
 
 from demo_controls import ROOT
 
-from brachium.benchmark import processor
+from brachium.hardware import processor
 
 TARGET = ROOT / "benchmarks" / "results" / "pretraining.json"
 PARTS = ("runs", "seeds")

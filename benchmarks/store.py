@@ -31,10 +31,10 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import numpy as np
 from demo_controls import OUT, ROOT, brachium
 
-from brachium.benchmark import processor
 from brachium.console import log, table
 from brachium.datasets.store import EpisodeStore
 from brachium.datasets.window import WindowDataset, WindowSpec
+from brachium.hardware import processor
 
 FOLDER = OUT / "bench-store"
 TARGET = ROOT / "benchmarks" / "results" / "store.json"

@@ -13,13 +13,14 @@ import pytest
 from brachium.errors import did_you_mean
 
 # Each part may import the parts named here, and itself. vla and policies know neither sim nor envs.
-FLOOR = {"spec", "symbols", "errors", "console", "identity"}
+FLOOR = {"spec", "symbols", "errors", "console", "identity", "hardware"}
 LAYERS: dict[str, set[str]] = {
     "spec": FLOOR,
     "symbols": FLOOR,
     "errors": FLOOR,
     "console": FLOOR,
     "identity": FLOOR,
+    "hardware": FLOOR,
     "conf": set(),
     "datasets": FLOOR,
     "sim": FLOOR | {"datasets"},
