@@ -16,6 +16,8 @@ from .base import Outcome, SuiteEnv, SuiteTask, camera_features
 
 RENDERED = "render"
 """The camera that is the environment's own ``render()``."""
+NO_LIMIT = -1
+"""As Gymnasium calls it."""
 
 
 class GymnasiumEnv(SuiteEnv):
@@ -104,7 +106,7 @@ class GymnasiumEnv(SuiteEnv):
     def advance(self, action: np.ndarray) -> Outcome:
         """One step of the environment."""
         shaped = action.reshape(self.env.action_space.shape).astype(self.env.action_space.dtype)
-        self._seen, reward, terminated, _, info = self.env.step(shaped)
+        self._seen, reward, terminated, ended, info = self.env.step(shaped)
         if self.success_key:
             if self.success_key not in info:
                 raise ConfigError(
@@ -114,7 +116,7 @@ class GymnasiumEnv(SuiteEnv):
             success = bool(info[self.success_key])
         else:
             success = float(reward) > self.reward_above
-        return Outcome(success=success, reward=float(reward), over=bool(terminated))
+        return Outcome(success=success, reward=float(reward), over=bool(terminated or ended))
 
     def read_state(self) -> np.ndarray:
         """What was chosen of the observation, in one row."""
@@ -130,6 +132,11 @@ class GymnasiumEnv(SuiteEnv):
         found = {}
         for name, (height, width) in sizes.items():
             seen = np.asarray(self.env.render() if name == RENDERED else _leaves(self._seen)[name])
+            if not _is_picture(seen):
+                raise ConfigError(
+                    f"{self.task.name}: camera {name!r} gave {seen.dtype} {seen.shape}, expected a picture, uint8 "
+                    "(height, width, 3): set env.cameras to a picture of the observation, or env.options.render_mode"
+                )
             found[name] = cv2.resize(seen, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
         return found
 
@@ -145,7 +152,8 @@ class GymnasiumEnv(SuiteEnv):
 
 
 def _make(id: str, options: dict[str, Any], imports: Sequence[str], *, draws: bool) -> Any:
-    """The environment without Gymnasium's wrappers; a ConfigError that says what to type where there is none."""
+    """The environment with the wrappers that it was registered with, but for the limit of its steps, which is ours; a
+    ConfigError that says what to type where there is none."""
     import gymnasium
 
     for module in imports:
@@ -156,8 +164,8 @@ def _make(id: str, options: dict[str, Any], imports: Sequence[str], *, draws: bo
     if draws:
         options = {"render_mode": "rgb_array", **options}
     try:
-        return gymnasium.make(id, **options).unwrapped
-    except gymnasium.error.Error as error:
+        return gymnasium.make(id, max_episode_steps=NO_LIMIT, disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
         hint = did_you_mean(id, gymnasium.registry) if id not in gymnasium.registry else ""
         raise ConfigError(f"Gymnasium cannot make {id!r}: {error} {hint[:200]}") from error
     except TypeError as error:
