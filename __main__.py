@@ -116,8 +116,10 @@ def with_names(verb: str, words: Sequence[str]) -> list[str]:
     found = list(words)
     bare = [k for k, word in enumerate(found) if not re.match(r"-|~|\+|[A-Za-z_][\w.@/]*=", word)]
     if verb in BARE and len(bare) == 1:
-        text = found[bare[0]].replace("\\", "\\\\").replace("'", "\\'")
-        found[bare[0]] = f"{BARE[verb]}='{text}'"
+        word = found[bare[0]]
+        text = word.replace("\\", "\\\\").replace("'", "\\'")
+        plain = re.fullmatch(r"(?!(true|false|null|nan|inf)$)[A-Za-z_]\w*", word, re.IGNORECASE)
+        found[bare[0]] = f"{BARE[verb]}={word}" if plain else f"{BARE[verb]}='{text}'"
     return found
 
 

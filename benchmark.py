@@ -7,26 +7,35 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import __version__
 from .console import human_time, log, table
 from .datasets.store import EpisodeStore
 from .envs.record import RecordingOptions, make_source, record_from, recorded_seeds
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .hardware import hardware
 from .identity import digest
-from .policies.evaluate import evaluate
+from .policies.evaluate import evaluate, look_at
+from .policies.intervals import mean_of_rates, rate
+from .spec import EmbodimentSpec
 from .stages import StageClock, read_json, train_once, write_json
-from .vla.loop import Optimization
+from .vla.loop import HABITS, Optimization
 from .vla.recipe import Recipe
 
 TRIES = 20
 """Seeds that are tried for each demonstration before the expert is given up."""
+EVALUATED = 1_000_000
+"""Episodes are evaluated from this seed on; demonstrations have seeds below."""
 CURVE_SEED = 5_000_000
 """First seed of the episodes by which success over training is shown; those of the result are others."""
+TRAINED_ON = "trained_on.json"
+OVER = {"episodes": "episodes", "groups": "groups of tasks"}
+"""What a rate is over, and what it is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +47,18 @@ class Published:
         success: Success rate [%], as the source gives it.
         source: Where it stands: paper and table.
         note: What is not as here: data, size, protocol.
+        over: What the rate is over: ``episodes``, or ``groups``: the mean of the rates of groups of tasks.
     """
 
     name: str
     success: float
     source: str
     note: str = ""
+    over: str = "episodes"
+
+    def __post_init__(self) -> None:
+        if self.over not in OVER:
+            raise ConfigError(f"published {self.name}: unknown over {self.over!r}. {did_you_mean(self.over, OVER)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +83,7 @@ class Protocol:
         tune: How the encoder is trained; see ``brachium train``.
         encoder: Pretrained model in place of one from scratch; see ``brachium train``.
         published: Figures of others.
+        groups: Name -> tasks, where others give the mean of such groups' rates: ours is given both ways then.
     """
 
     title: str
@@ -87,11 +103,24 @@ class Protocol:
     tune: str = "full"
     encoder: str | None = None
     published: Sequence[Published] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low = {k: getattr(self, k) for k in ("demos", "episodes", "seeds", "curve_episodes") if getattr(self, k) < 1}
         if low or self.snapshots < 0:
             raise ConfigError(f"protocol: expected at least 1 (snapshots: 0), got {low or self.snapshots}")
+        last = CURVE_SEED - self.episodes * self.seeds
+        if not EVALUATED <= self.seed <= last:
+            raise ConfigError(
+                f"protocol.seed: expected {EVALUATED} to {last}, got {self.seed}: demonstrations have seeds below, "
+                "episodes of the curve above"
+            )
+        strange = {task for tasks in self.groups.values() for task in tasks} ^ set(self.suite)
+        if self.groups and strange:
+            raise ConfigError(
+                f"protocol.groups: expected each task of the suite in a group and no others, not so: "
+                f"{sorted(strange)}. Without means over groups, type: ~protocol.groups"
+            )
 
 
 def benchmark(
@@ -120,6 +149,7 @@ def benchmark(
     from .vla.train import choose_device
 
     place = choose_device(device)
+    _require_fitting(protocol, num_envs, workers)
     folder = Path(out or f"outputs/benchmark/{re.sub('[^a-z0-9]+', '_', protocol.title.lower())}")
     folder.mkdir(parents=True, exist_ok=True)
     clock = StageClock(folder / "seconds.json")
@@ -127,6 +157,8 @@ def benchmark(
     stores = _demonstrations(protocol, folder, clock, workers)
     request = _request(protocol, stores)
     run = folder / f"run-{protocol.optimization.seed}-{digest(request, length=8)}"
+    episodes = protocol.episodes * protocol.seeds
+    asked = f"eval-{digest(protocol.suite, protocol.executor, protocol.seed, episodes, length=8)}"
     with clock.stage("train", run) as stage:
         stage.reused = not _train(protocol, stores, run, request, clock, place)
     rolled: dict[str, Any] = {
@@ -140,19 +172,25 @@ def benchmark(
     }
     with clock.stage("curve", run) as stage:
         curve, stage.reused = _curve(protocol, run, rolled)
-    with clock.stage("eval", run) as stage:
+    with clock.stage(asked, run) as stage:
         evaluate(
             checkpoint=str(run / "checkpoint"),
             out=str(run / "eval"),
-            episodes=protocol.episodes * protocol.seeds,
+            episodes=episodes,
             seed=protocol.seed,
             videos=videos,
             **rolled,
         )
         summary = read_json(run / "eval" / "summary.json")
         stage.reused = not summary["this_run"]["episodes"]
-    result = _result(protocol, run, stores, clock, curve, place)
-    write_json(folder / "result.json", result)
+    spent = {
+        "record": sum(clock.only("record", store) for store in stores),
+        "train": float(read_json(run / "checkpoint" / "meta.json")["seconds"]["total"]),
+        "eval": clock.only(asked, run),
+    }
+    result = _result(protocol, run, stores, spent, curve)
+    write_json(run / "result.json", result)
+    shutil.copyfile(run / "result.json", folder / "result.json")
     from .policies.report import write_report
 
     told = {"title": f"the policy for {protocol.title}", "ranking": ranking(result)}
@@ -162,18 +200,41 @@ def benchmark(
     return 0
 
 
+def _require_fitting(protocol: Protocol, num_envs: int, workers: int) -> None:
+    """What would fail after hours of recording and training fails now."""
+    if num_envs < 1 or workers < 1:
+        raise ConfigError(f"expected num_envs and workers of at least 1, got {num_envs} and {workers}")
+    spec: EmbodimentSpec | None = None
+    for make in protocol.suite.values():
+        _, spec, _ = look_at(make, spec)
+    if protocol.store is not None and spec is not None:
+        EpisodeStore.open(protocol.store).schema.embodiment.require_same(spec, f"store {protocol.store}", "the suite")
+    if spec is not None:
+        protocol.executor(_Untrained(action_horizon=protocol.model.action_horizon, embodiment=spec))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untrained:
+    """What an executor asks of a policy before there is one."""
+
+    action_horizon: int
+    embodiment: EmbodimentSpec
+
+
 def _demonstrations(protocol: Protocol, folder: Path, clock: StageClock, workers: int) -> list[Path]:
     """The stores to train on, one a task, with as many successes each as the protocol says."""
     if protocol.store is not None:
-        EpisodeStore.open(protocol.store)
         return [Path(protocol.store)]
+    made_by = (__version__, version("mujoco"))
     targets = {
-        name: folder / "demonstrations" / f"{name}-{digest(make, protocol.recording, protocol.demos, length=8)}"
+        name: folder
+        / "demonstrations"
+        / f"{name}-{digest(make, protocol.recording, protocol.demos, made_by, length=8)}"
         for name, make in protocol.suite.items()
     }
-    with clock.stage("record") as stage:
-        made = [_record(protocol.suite[name], target, protocol, workers) for name, target in targets.items()]
-        stage.reused = not any(made)
+    for name, target in targets.items():
+        with clock.stage("record", target) as stage:
+            stage.reused = not _record(protocol.suite[name], target, protocol, workers)
     return list(targets.values())
 
 
@@ -203,10 +264,9 @@ def _request(protocol: Protocol, stores: Sequence[Path]) -> dict[str, Any]:
     """What decides the weights. Each request has a folder of its own, so nothing that was trained is lost."""
     from .vla.pretrained import identity_of
 
-    counts = ("log_every", "save_every")
     return {
         "model": protocol.model.to_dict(),
-        "optimization": {k: v for k, v in vars(protocol.optimization).items() if k not in counts},
+        "optimization": {k: v for k, v in vars(protocol.optimization).items() if k not in HABITS},
         "data": [EpisodeStore.open(store).fingerprint for store in stores],
         "tune": protocol.tune,
         "encoder": identity_of(protocol.encoder) if protocol.encoder else None,
@@ -225,7 +285,7 @@ def _train(
 
     steps = protocol.optimization.steps
     every = -(-steps // (protocol.snapshots + 1)) if protocol.snapshots else 0
-    make = partial(
+    train_here = partial(
         train,
         store=[str(store) for store in stores],
         weights=[1.0] * len(stores),  # else tasks that take long would be learnt better than those that are hard
@@ -239,6 +299,13 @@ def _train(
         resume=True,
         device=device,
     )
+
+    def make() -> None:
+        note = run / TRAINED_ON  # reports are made anew later, and elsewhere
+        here = {*read_json(note).get("hardware", ()), hardware(device)}
+        write_json(note, {"hardware": sorted(here)})
+        train_here()
+
     return train_once(run, request, clock, make)
 
 
@@ -267,40 +334,55 @@ def _result(
     protocol: Protocol,
     run: Path,
     stores: Sequence[Path],
-    clock: StageClock,
+    spent: Mapping[str, float],
     curve: list[dict[str, Any]],
-    device: str,
 ) -> dict[str, Any]:
     """The machine-readable result; every figure is read from what the stages wrote."""
     from .policies.report_data import read_run
 
-    summary, meta = read_json(run / "eval" / "summary.json"), read_json(run / "checkpoint" / "meta.json")
+    summary = read_json(run / "eval" / "summary.json")
     rows = read_run(run / "eval", None).rows
     seeds = [
         [row for row in rows if 0 <= row["seed"] - protocol.seed - k * protocol.episodes < protocol.episodes]
         for k in range(protocol.seeds)
     ]
     rates = [100 * float(np.mean([bool(row["success"]) for row in mine])) for mine in seeds if mine]
-    trained = float(meta["seconds"]["total"])
-    last = {"step": protocol.optimization.steps, "seconds": trained, **_counts(summary["total"])}
-    stages = {"record": clock.of("record", run), "train": trained, "eval": clock.of("eval", run)}
+    last = {"step": protocol.optimization.steps, "seconds": spent["train"], **_counts(summary["total"])}
+    tasks = {name: _counts(task) for name, task in summary["tasks"].items()}
     return {
         "title": protocol.title,
         "rules": protocol.rules,
         **_counts(summary["total"]),
+        **({"groups": _grouped(protocol.groups, tasks)} if protocol.groups else {}),
         "seeds": [round(each, 2) for each in rates],
-        "seeds_mean": round(float(np.mean(rates)), 2),
-        "seeds_std": round(float(np.std(rates, ddof=1)), 2) if len(rates) > 1 else 0.0,
-        "tasks": {name: _counts(task) for name, task in summary["tasks"].items()},
+        "tasks": tasks,
         "curve": [*curve, last],
         "parameters": summary["parameters"],
         "head": summary["head"],
         "train_seed": summary["train_seed"],
         "demos": sum(EpisodeStore.open(store).num_episodes for store in stores),
-        "seconds": {name: round(value, 1) for name, value in stages.items() if value},
-        "hardware": hardware(device),
+        "seconds": {name: round(value, 1) for name, value in spent.items() if value},
+        "hardware": ", then ".join(read_json(run / TRAINED_ON)["hardware"]),
         "published": [vars(each) for each in protocol.published],
+        "command": summary["command"],
+        "settings": {
+            "seed": protocol.seed,
+            "demos_per_task": protocol.demos,
+            "recording": vars(protocol.recording),
+            "optimization": vars(protocol.optimization),
+            "execute_horizon": getattr(protocol.executor, "keywords", {}).get("execute_horizon"),
+        },
     }
+
+
+def _grouped(groups: Mapping[str, Sequence[str]], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of the groups' rates, with its interval, and the rates."""
+    counts = {
+        name: (sum(tasks[task]["success"] for task in mine), sum(tasks[task]["episodes"] for task in mine))
+        for name, mine in groups.items()
+    }
+    mean, low, high = mean_of_rates(list(counts.values()))
+    return {"success_rate": mean, "ci95": [low, high], "rates": {name: rate(*each) for name, each in counts.items()}}
 
 
 def _counts(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,17 +390,25 @@ def _counts(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Ours among the published figures, best first."""
+    """Ours among the published figures, best first; where some are means over groups of tasks, those come first, for
+    the two cannot be compared."""
+    several = "groups" in result
     ours = {
         "name": f"brachium: {result['head']}, {result['parameters'] / 1e6:.1f} M parameters",
-        "success": 100 * result["success_rate"],
-        "ci95": [100 * edge for edge in result["ci95"]],
         "source": f"this run: {human_time(result['seconds']['train'])} of training on {result['hardware']}",
-        "note": f"{result['demos']} demonstrations, {len(result['seeds'])} evaluation seeds",
+        "note": f"{result['demos']} demonstrations, one training, {len(result['seeds'])} evaluation seeds",
         "ours": True,
     }
-    others = [{**each, "ci95": None, "ours": False} for each in result["published"]]
-    return sorted([ours, *others], key=lambda row: -row["success"])
+    counted = {"episodes": result, **({"groups": result["groups"]} if several else {})}
+    mine = [
+        {**ours, "success": 100 * each["success_rate"], "ci95": [100 * edge for edge in each["ci95"]], "over": over}
+        for over, each in counted.items()
+    ]
+    others = [{"over": "episodes", **each, "ci95": None, "ours": False} for each in result["published"]]
+    rows = sorted([*mine, *others], key=lambda row: (row["over"] == "episodes", -row["success"]))
+    for row in rows if several else ():
+        row["name"] += f" (rate over {OVER[row['over']]})"
+    return rows
 
 
 def _farewell(protocol: Protocol, result: Mapping[str, Any], folder: Path) -> None:

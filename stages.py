@@ -40,8 +40,7 @@ class StageClock:
 
     def forget(self, run: Path) -> None:
         """Begin anew with the training and evaluation of one run."""
-        for name in ("train", "eval"):
-            self.seconds.pop(f"{run.name}/{name}", None)
+        self.seconds = {key: spent for key, spent in self.seconds.items() if not key.startswith(f"{run.name}/")}
 
     def of(self, name: str, run: Path) -> float:
         """Seconds of a stage [s]."""

@@ -26,6 +26,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from brachium.envs.external.metaworld import MetaWorldEnv
 from brachium.envs.processes import ProcessVectorEnv
 from brachium.envs.vector import ThreadVectorEnv
+from brachium.hardware import cores
 
 SIDE = 96
 STEPS = 40
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lerobot", action="store_true", help="measure LeRobot's wrapper too (slow to import)")
     options = parser.parse_args()
-    found: dict[str, Any] = {"envs": options.envs, "cores": os.cpu_count(), "side": SIDE, "tasks": {}}
+    found: dict[str, Any] = {"envs": options.envs, "cores": cores(), "side": SIDE, "tasks": {}}
     for task in TASKS:
         ours = partial(MetaWorldEnv, task=task, cameras={"corner2": SIDE})
         makes: dict[str, Any] = {

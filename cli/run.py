@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -196,9 +197,9 @@ def plan(verb: str, config_name: str, composer: Composer, overrides: Sequence[st
     if config.get("_target_") is None:
         raise ConfigError(f"conf/{config_name}.yaml: expected a _target_ (the function `{verb}` runs), got none.")
     try:
-        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        missing = sorted(_missing(config))
         if missing:
-            raise ConfigError(_missing_text(verb, missing, config))
+            raise ConfigError(_missing_text(verb, missing, config, overrides))
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
@@ -208,7 +209,20 @@ def plan(verb: str, config_name: str, composer: Composer, overrides: Sequence[st
     return {str(key): value for key, value in tree.items()}
 
 
-def _missing_text(verb: str, missing: Sequence[str], config: Any) -> str:
+def _missing(node: Any, prefix: str = "") -> list[str]:
+    """Keys whose value must be given; OmegaConf's own list breaks off where another value refers to one of them."""
+    found = []
+    for key in node if OmegaConf.is_dict(node) else range(len(node)):
+        if OmegaConf.is_interpolation(node, key):
+            continue
+        if OmegaConf.is_missing(node, key):
+            found.append(f"{prefix}{key}")
+        elif OmegaConf.is_config(node[key]):
+            found += _missing(node[key], f"{prefix}{key}.")
+    return found
+
+
+def _missing_text(verb: str, missing: Sequence[str], config: Any, typed: Sequence[str]) -> str:
     """Say which values are missing, with their descriptions where they can be had."""
     lines = []
     for key in missing:
@@ -219,8 +233,8 @@ def _missing_text(verb: str, missing: Sequence[str], config: Any) -> str:
         except (BrachiumError, KeyError, TypeError, OmegaConfBaseException):
             text = ""
         lines.append(f"  {key}: {text}" if text else f"  {key}")
-    typed = " ".join(f"{key}=VALUE" for key in missing)
-    return f"expected a value for\n{chr(10).join(lines)}\nType: brachium {verb} {typed}"
+    words = shlex.join([verb, *typed, *(f"{key}=VALUE" for key in missing)])
+    return f"expected a value for\n{chr(10).join(lines)}\nType: brachium {words}"
 
 
 def call(tree: dict[str, Any]) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 from ..datasets.schema import EXECUTED, StoreSchema
 from ..spec import EmbodimentSpec
 
-
 NEVER = -9
 """No step, nor one after it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from ..errors import BrachiumError, ConfigError
+from ..hardware import cores
 from .vector import reset_arguments
 
 START_S = 300.0
@@ -42,7 +42,7 @@ class ProcessVectorEnv(VectorEnv):
             raise ConfigError("expected at least one environment factory, got none")
         self.num_envs = len(env_fns)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED, "rests_finished": True}
-        count = max(1, min(processes or os.cpu_count() or 1, self.num_envs))
+        count = max(1, min(processes or cores(), self.num_envs))
         self._closed, self._started = False, False
         self._memory: SharedMemory | None = None
         self._workers: list[_Worker] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from ..errors import ConfigError
+from ..hardware import cores
 
 
 class ThreadVectorEnv(VectorEnv):
@@ -32,7 +32,7 @@ class ThreadVectorEnv(VectorEnv):
             raise ConfigError("expected at least one environment factory, got none")
         self.num_envs = len(env_fns)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED, "rests_finished": True}
-        count = max(1, min(threads or os.cpu_count() or 1, self.num_envs))
+        count = max(1, min(threads or cores(), self.num_envs))
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"env-{k}") for k in range(count)]
         made = [self._pool(k).submit(make) for k, make in enumerate(env_fns)]
         self.envs = [future.result() for future in made]

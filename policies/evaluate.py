@@ -77,7 +77,7 @@ def evaluate(
     tasks = _tasks(env, suite)
     limits, spec, known = {}, None, None
     for name, make in tasks.items():
-        limits[name], spec, known = _look_at(make, spec)
+        limits[name], spec, known = look_at(make, spec)
     policy = _policy(checkpoint, executor, planner, spec, device)
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
@@ -98,7 +98,7 @@ def evaluate(
     summary["this_run"] = {"episodes": len(new), "env_steps": int(sum(r["steps"] for r in new))}
     summary["settings"] = {"episodes": episodes, "seed": seed, "splits": shares, "num_envs": num_envs, "device": device}
     summary["asked"] = {"envs": places, "seeds": {split: [each[0], each[-1]] for split, each in seeds.items() if each}}
-    summary["command"] = _typed()
+    summary["command"] = typed()
     cost = getattr(policy, "cost", None)
     if cost is not None and cost["made"]:
         summary["subgoals"] = cost
@@ -165,7 +165,7 @@ def _tasks(
     return dict(suite)
 
 
-def _look_at(
+def look_at(
     make: Callable[..., Any], spec: EmbodimentSpec | None
 ) -> tuple[int | None, EmbodimentSpec, tuple[str, ...] | None]:
     """An environment's number of steps, where the task says it, its embodiment, which must be that of all, and the
@@ -189,7 +189,7 @@ def _shares(wanted: Mapping[str, float], known: tuple[str, ...] | None) -> dict[
     return found
 
 
-def _typed() -> list[str] | None:
+def typed() -> list[str] | None:
     """The words typed after ``brachium``, where that is what runs."""
     program = Path(sys.argv[0])
     ours = program.stem == "brachium" or program.resolve() == Path(__file__).resolve().parents[1] / "__main__.py"

@@ -15,7 +15,7 @@ from .report_data import Run, by_thing, failing, grouped, read_run, wording
 from .report_plots import legend_items, steps_plot, success_plot, training_plots
 from .report_words import SPLIT_NAMES, interval, label, percent, summary_paragraphs
 
-VIDEO_BYTES = 5_000_000
+VIDEO_BYTES = 8_000_000
 """Bytes of video that the file holds at most; further ones stay in their folder."""
 MOST = 8
 """Rows of a table of what fails."""
@@ -67,6 +67,7 @@ def _content(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
         "success_plot": Markup(success_plot(run)),
         "videos": videos,
         "videos_left_out": left_out,
+        "videos_folder": folder / "videos",
         "ranking": list(run.extra.get("ranking", ())),
         "rules": str(run.extra.get("rules", "")),
         "seed_rates": ", ".join(f"{value:.1f}" for value in run.extra.get("seeds", ())),
@@ -97,10 +98,11 @@ def _subtitle(run: Run) -> str:
 
 
 def _videos(run: Run) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
-    """(task, videos) pairs as data, failures first, and how many did not fit."""
+    """(task, videos) pairs as data, failures first, and how many did not fit: of each task the first, then the next."""
     used = left_out = 0
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for video in run.videos:
+    groups: dict[str, list[dict[str, Any]]] = {video["task"]: [] for video in run.videos}
+    turn = {id(v): sum(w["task"] == v["task"] for w in run.videos[:k]) for k, v in enumerate(run.videos)}
+    for video in sorted(run.videos, key=lambda v: turn[id(v)]):
         data = video["path"].read_bytes()
         if used + len(data) > VIDEO_BYTES:
             left_out += 1
@@ -111,8 +113,8 @@ def _videos(run: Run) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
         shown["failure"] = video.get("failure") or "failure"
         shown["data"] = base64.b64encode(data).decode()
         shown["poster"] = poster(video["path"])
-        groups.setdefault(video["task"], []).append(shown)
-    return list(groups.items()), left_out
+        groups[video["task"]].append(shown)
+    return [(task, videos) for task, videos in groups.items() if videos], left_out
 
 
 def poster(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..console import progress
+from ..identity import digest
 from .rollout import replay
 
 FPS = 20.0
@@ -23,32 +24,51 @@ def record_videos(
 ) -> list[dict[str, Any]]:
     """Write up to `count` MP4 files a task into ``folder/videos`` and their list into ``videos.json``.
 
-    Failures come first, but one success of each task is always shown where there is one.
+    Failures come first; of two or more videos of a task one shows a success where there is one. A video that is there
+    already of the same episode is kept.
     """
     chosen: list[Mapping[str, Any]] = []
     for name in tasks:
         mine = [r for r in rows if r["task"] == name]
         failed, done = [r for r in mine if not r["success"]], [r for r in mine if r["success"]]
-        wins = max(1, count - len(failed)) if done else 0
-        chosen += failed[: count - min(wins, count)] + done[:wins]
-    target = folder / "videos"
+        wins = min(len(done), max(count - len(failed), int(count > 1)))
+        chosen += failed[: count - wins] + done[:wins]
+    target, note = folder / "videos", folder / "videos.json"
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.mp4"):
+    there = _listed(note)
+    listing = [_entry(row, tasks[row["task"]]) for row in chosen]
+    for old in set(target.glob("*.mp4")) - {folder / entry["file"] for entry in listing if entry in there}:
         old.unlink()
-    listing = []
-    with progress("recording videos", total=len(chosen), unit="videos") as bar:
-        for row in chosen:
+    missing = [k for k, entry in enumerate(listing) if not (folder / entry["file"]).exists()]
+    with progress("recording videos", total=len(missing), unit="videos") as bar:
+        for k in missing:
+            row = chosen[k]
             actions = np.asarray(row["actions"], np.float32)
             frames, fps = replay(tasks[row["task"]], row["seed"], row["options"], actions, FPS)
-            ending = "success" if row["success"] else "failure"
-            path = target / f"{row['task']}-{row['split']}-{row['seed']}-{ending}.mp4"
-            write_video(path, frames, fps=fps)
-            listing.append({k: row[k] for k in ("task", "split", "seed", "instruction", "success", "steps")})
-            listing[-1]["failure"] = row.get("failure", "")
-            listing[-1]["file"] = f"videos/{path.name}"
+            write_video(folder / listing[k]["file"], frames, fps=fps)
             bar.update(1)
-    (folder / "videos.json").write_text(json.dumps(listing, indent=1) + "\n")
+    note.write_text(json.dumps(listing, indent=1) + "\n")
     return listing
+
+
+def _entry(row: Mapping[str, Any], make: Callable[..., Any]) -> dict[str, Any]:
+    """What is told of an episode's video, and what it was made of."""
+    ending = "success" if row["success"] else "failure"
+    return {
+        **{k: row[k] for k in ("task", "split", "seed", "instruction", "success", "steps")},
+        "failure": row.get("failure", ""),
+        "file": f"videos/{row['task']}-{row['split']}-{row['seed']}-{ending}.mp4",
+        "of": digest(make, row["options"], row["actions"]),
+    }
+
+
+def _listed(note: Path) -> list[Any]:
+    """The videos that were made before."""
+    try:
+        found = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:

@@ -7,6 +7,7 @@ table-top scene takes under a millisecond.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import threading
@@ -28,7 +29,8 @@ _OPEN: weakref.WeakSet[CameraRenderer] = weakref.WeakSet()
 def _free_contexts() -> None:
     """Free what is still open before MuJoCo ends the display, after which freeing it prints a traceback."""
     for renderer in list(_OPEN):
-        renderer._gl.free()
+        with contextlib.suppress(Exception):  # dm_control may have ended the display already: then nothing is left
+            renderer._gl.free()
 
 
 class CameraRenderer:

@@ -28,6 +28,10 @@ HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
 """In the names of weights of repeated layers."""
 
 
+HABITS = ("log_every", "save_every")
+"""Options that change no weights: a run may be resumed with others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
     """How a stage is optimised.
@@ -128,7 +132,8 @@ class TrainLoop:
         self.name, self.module, self.make_batch, self.loss = name, module, make_batch, loss
         self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
         self.snapshot, self.snapshot_every = snapshot, snapshot_every
-        self.identity = {**vars(options), **json.loads(json.dumps(dict(identity or {}), default=str))}
+        deciding = {k: v for k, v in vars(options).items() if k not in HABITS}
+        self.identity = {**deciding, **json.loads(json.dumps(dict(identity or {}), default=str))}
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
         kept = module.state_dict()
@@ -277,7 +282,7 @@ class TrainLoop:
         try:
             with safe_open(self._save_file, "pt") as file:
                 metadata = file.metadata()
-            saved = json.loads(metadata["options"])
+            saved = {k: v for k, v in json.loads(metadata["options"]).items() if k not in HABITS}
             tensors = load_file(self._save_file)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self._save_file} is damaged: {error}\nType resume=false to start anew.") from error

@@ -41,6 +41,7 @@ class LerobotImporter:
         action: Feature of the action.
         success: Label of every episode; None when the data does not say.
         tags: Labels of every episode.
+        recorded_hz: Steps a second in truth, where the data set's own ``fps`` is known to be wrong; None to believe it.
     """
 
     embodiment: EmbodimentSpec | None = None
@@ -49,6 +50,7 @@ class LerobotImporter:
     action: str = "action"
     success: bool | None = None
     tags: Sequence[str] = ()
+    recorded_hz: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.embodiment, Mapping):
@@ -116,9 +118,11 @@ class LerobotImporter:
                 raise SpecMismatchError(
                     f"{source}: feature {name!r} has shape {features[name]['shape']}, expected {shape}"
                 )
-        if float(info["fps"]) != spec.control_hz:
+        hz = self.recorded_hz or float(info["fps"])
+        if hz != spec.control_hz:
             raise SpecMismatchError(
-                f"{source} was recorded at {info['fps']} Hz, embodiment.control_hz={spec.control_hz}"
+                f"{source} was recorded at {hz:g} Hz, embodiment.control_hz={spec.control_hz}. Where the data "
+                f"set is wrong about that, type: data.recorded_hz={spec.control_hz:g}"
             )
         return spec
 
@@ -150,7 +154,7 @@ class LerobotImporter:
             meta["tasks"] = said
         subtasks = _subtasks(source, table)
         if subtasks:
-            meta["subtasks"] = subtasks
+            meta["subtasks"] = [[round(time * self._stretch(info), 4), words] for time, words in subtasks]
         return ImportedEpisode(
             instruction=said[0] if said else "",
             steps=self._steps(source, info, about, table, videos),
@@ -179,7 +183,12 @@ class LerobotImporter:
                 else:
                     file, start = about["videos"][name]
                     images[camera] = videos[source / file][round(start * float(info["fps"])) + t]
-            yield ImportedStep(images=images, state=state[t], action=action[t], timestamp=float(times[t] - times[0]))
+            time = float(times[t] - times[0]) * self._stretch(info)
+            yield ImportedStep(images=images, state=state[t], action=action[t], timestamp=time)
+
+    def _stretch(self, info: Mapping[str, Any]) -> float:
+        """Seconds that passed for each second of the data set's own."""
+        return float(info["fps"]) / self.recorded_hz if self.recorded_hz else 1.0
 
 
 def _read_info(source: Path) -> dict[str, Any]:

@@ -125,6 +125,11 @@ class AlohaEnv(SuiteEnv):
         self._state = np.asarray(step.observation["qpos"], np.float32)
 
 
+def embodiment(cameras: Mapping[str, Any], zoom: Mapping[str, float] | None = None) -> EmbodimentSpec:
+    """What data of the suite that was recorded elsewhere means; arguments as of `AlohaEnv`."""
+    return aloha_spec(camera_features(cameras, CAMERAS, zoom))
+
+
 def aloha_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
     """Two ViperX 300s arms by absolute joint angles; 50 steps a second."""
     units = tuple("1" if k in GRIPPERS else "rad" for k in range(len(ELEMENTS)))

@@ -130,7 +130,10 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray], ABC):
 
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now: an action (a,) in the spec's units."""
-        raise ConfigError(f"{self.task.name}: there is no scripted expert for this task; record it by teleoperation")
+        raise ConfigError(
+            f"{self.task.name}: there is no scripted expert for this task. Convert demonstrations of people (brachium "
+            "convert --help), or record some by teleoperation; a benchmark takes them as protocol.store=FOLDER"
+        )
 
     def other_instruction(self, rng: np.random.Generator) -> str:
         """An instruction of another task of the suite; for telling whether a policy listens."""

@@ -136,6 +136,11 @@ class LiberoEnv(SuiteEnv):
         self.env.close()
 
 
+def embodiment(cameras: Mapping[str, Any]) -> EmbodimentSpec:
+    """What data of the suite that was recorded elsewhere means; arguments as of `LiberoEnv`."""
+    return panda_spec(camera_features(cameras, CAMERAS))
+
+
 def panda_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
     """LIBERO's Panda arm: the gripper moves and turns by deltas; 20 steps a second."""
     way = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")

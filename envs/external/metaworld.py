@@ -30,8 +30,8 @@ from .cameras import SuiteCameras
 CAMERAS = ("corner", "corner2", "corner3", "topview", "behindGripper", "gripperPOV")
 CORNER2 = (0.75, 0.075, 0.7)
 """Where LeRobot's data sets were recorded from with ``corner2`` [m]."""
-SPLITS = ("mt1", "mt10", "mt25", "mt50", *(f"ml{n}_{part}" for n in (10, 25, 45) for part in ("train", "test")))
-"""Sets of tasks; ``mt1`` is all of them, one policy each."""
+SPLITS = ("mt10", "mt25", "mt50", *(f"ml{n}_{part}" for n in (10, 25, 45) for part in ("train", "test")))
+"""Sets of tasks; MT1 is one task by its name."""
 MAX_STEPS = 500
 
 
@@ -179,11 +179,8 @@ def task_names(tasks: str) -> tuple[str, ...]:
         if re.match(r"m[lt]\d", tasks):
             raise ConfigError(f"unknown set of tasks {tasks!r}. {did_you_mean(tasks, SPLITS)}")
         return tuple(checked_task(name.strip()) for name in tasks.split(","))
-    if which == "mt1":
-        found = env_dict.ALL_V3_ENVIRONMENTS
-    else:
-        found = getattr(env_dict, f"{which.upper()}_V3")
-        found = found[part] if part else found
+    found = getattr(env_dict, f"{which.upper()}_V3")
+    found = found[part] if part else found
     return tuple(name.removesuffix("-v3") for name in found)
 
 
@@ -198,14 +195,27 @@ def checked_task(name: str) -> str:
     return plain
 
 
-@cache
 def descriptions() -> dict[str, str]:
     """Task -> instruction, as in LeRobot's data sets and evaluations, which a published policy was trained with."""
+    told: dict[str, str] = _lerobots()["TASK_DESCRIPTIONS"]
+    return told
+
+
+def difficulty_groups() -> dict[str, list[str]]:
+    """Group -> tasks of MT50, from easy to very hard, as LeRobot's evaluation has them (Seo et al. 2023): published
+    figures of vision-language-action policies are the mean of these groups' rates."""
+    found: dict[str, list[str]] = _lerobots()["DIFFICULTY_TO_TASKS"]
+    return {name: [task.removesuffix("-v3") for task in tasks] for name, tasks in found.items()}
+
+
+@cache
+def _lerobots() -> dict[str, Any]:
+    """What LeRobot knows of the tasks."""
     found = importlib.util.find_spec("lerobot")
     if found is None or not found.submodule_search_locations:
         raise ConfigError("Meta-World's instructions come with lerobot, which is missing. Type: pip install lerobot")
     path = Path(found.submodule_search_locations[0]) / "envs" / "metaworld_config.json"
-    told: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["TASK_DESCRIPTIONS"]
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return told
 
 

@@ -83,6 +83,11 @@ class PushTEnv(SuiteEnv):
         return found
 
 
+def embodiment(cameras: Mapping[str, Any]) -> EmbodimentSpec:
+    """What data of the suite that was recorded elsewhere means; arguments as of `PushTEnv`."""
+    return pusht_spec(camera_features(cameras, CAMERAS))
+
+
 def pusht_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
     """A round pusher that goes where it is sent; 10 steps a second."""
     common: dict[str, Any] = {"shape": (2,), "names": ("x", "y"), "units": ("px", "px"), "frame": "image"}

@@ -261,6 +261,21 @@ def test_what_does_not_fit(older, tmp_path, change, words):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_rate_that_the_data_set_has_wrong_can_be_put_right(older, tmp_path):
+    spec = replace(SPEC, control_hz=20.0)
+    with pytest.raises(SpecMismatchError, match=r"type: data.recorded_hz=20"):
+        convert(source=str(older), out=str(tmp_path / "o"), data=LerobotImporter(embodiment=spec))
+    convert(source=str(older), out=str(tmp_path / "o"), data=LerobotImporter(embodiment=spec, recorded_hz=20.0))
+    store = EpisodeStore.open(tmp_path / "o")
+    plain = tmp_path / "plain"
+    convert(source=str(older), out=str(plain), data=LerobotImporter(embodiment=SPEC))
+    for index in range(store.num_episodes):
+        episode = store.episode(index)
+        np.testing.assert_allclose(episode.timestamp, np.arange(len(episode.state)) / 20, atol=1e-6)
+        old = EpisodeStore.open(plain).episode(index)
+        np.testing.assert_array_equal(old.state, episode.state)
+
+
 def test_units_must_be_said(older, tmp_path):
     dumb = replace(SPEC, action=replace(SPEC.action, units=()))
     with pytest.raises(SpecMismatchError, match=r"nothing is guessed.*embodiment\.action\.units"):

@@ -13,7 +13,7 @@ from brachium.envs.external.aloha import AlohaEnv
 from brachium.envs.external.any_gymnasium import GymnasiumEnv
 from brachium.envs.external.fetch import FetchEnv
 from brachium.envs.external.libero import LiberoEnv
-from brachium.envs.external.metaworld import MetaWorldEnv, descriptions, suite, task_names
+from brachium.envs.external.metaworld import MetaWorldEnv, descriptions, difficulty_groups, suite, task_names
 from brachium.envs.external.pusht import PushTEnv
 from brachium.envs.processes import ProcessVectorEnv
 from brachium.envs.record import RecordingOptions
@@ -317,7 +317,7 @@ def test_a_zoom_shows_the_middle_and_stands_in_the_spec():
         (partial(MetaWorldEnv, task="reach", cameras={}), "at least one of"),
         (partial(MetaWorldEnv, task="reach", cameras=EYES, zoom={"corner": 2.0}), "among the cameras"),
         (partial(MetaWorldEnv, task="reach", cameras=EYES, zoom={"corner2": 0.0}), "0.1 to 10"),
-        (partial(task_names, "mt11"), "Did you mean 'mt1'"),
+        (partial(task_names, "mt11"), "Did you mean 'mt10'"),
         (partial(FetchEnv, task="pick", cameras={"front": 32}), "Choices: pick_and_place"),
         (partial(FetchEnv, task="push", cameras={"front": 32}, observe="al"), "Did you mean 'all'"),
         (partial(AlohaEnv, task="transfer", cameras={"top": 32}), "Did you mean 'transfer_cube'"),
@@ -332,6 +332,15 @@ def test_a_zoom_shows_the_middle_and_stands_in_the_spec():
 def test_what_is_not_there_is_one_clear_line(make, words):
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         make()
+
+
+def test_fifty_tasks_fall_into_four_groups_and_two_share_their_words():
+    groups = difficulty_groups()
+    assert [len(tasks) for tasks in groups.values()] == [28, 11, 6, 5]
+    assert sorted(task for tasks in groups.values() for task in tasks) == sorted(task_names("mt50"))
+    told = {task: descriptions()[f"{task}-v3"] for task in task_names("mt50")}
+    alike = {task for task in told if list(told.values()).count(told[task]) > 1}
+    assert alike == {"push", "push-back"}  # as the protocol says
 
 
 def test_liberos_tasks_and_files_are_asked_for(libero_assets, tmp_path, monkeypatch):

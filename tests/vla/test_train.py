@@ -532,6 +532,16 @@ def test_kill_9_of_the_command_at_any_moment(tmp_path, demos):
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
 
 
+def test_a_run_goes_on_with_other_logging_and_saving(tmp_path, demos, scenes):
+    assert main(words(demos, tmp_path / "whole", scenes=scenes)) == 0
+    typed = words(demos, tmp_path / "parts", scenes=scenes)
+    killed_in_a_child(typed, "act", 6, "update")
+    changed = [word for word in typed if not word.startswith(("optimization.log_every", "optimization.save_every"))]
+    assert len(changed) == len(typed) - 2
+    assert main([*changed, "optimization.log_every=3", "optimization.save_every=5", "resume=true"]) == 0
+    assert_same(*(weights_of(tmp_path / name) for name in ("whole", "parts")))
+
+
 def test_another_training_is_not_resumed(tmp_path, demos, scenes):
     typed = words(demos, tmp_path / "out", scenes=scenes)
     killed_in_a_child(typed, "act", 6, "update")
