@@ -95,7 +95,7 @@ def test_a_second_run_finds_everything_done(done, capsys):
 def test_other_settings_are_counted_apart_and_nothing_is_lost(done):
     (run,) = done.glob("run-0-*")
     (run / "snapshots" / "0000004.partial").mkdir()  # what a kill leaves
-    assert main([*QUICK, f"out={done}", "protocol.episodes=1", "protocol.seed=1000050"]) == 0
+    assert main([*QUICK, f"out={done}", "protocol.episodes=1", "protocol.seed=3000050"]) == 0
     result = json.loads((done / "result.json").read_text())
     assert result["episodes"] == 2
     assert len((run / "eval" / "episodes.jsonl").read_text().splitlines()) == 6  # the earlier ones are still there

@@ -34,6 +34,13 @@ def plain(node: Any) -> Any:
     return node
 
 
+def given(node: Any) -> Any:
+    """A plain tree less what is not known here."""
+    if isinstance(node, dict):
+        return {name: given(value) for name, value in node.items() if value is not None}
+    return node
+
+
 def targets(node: Any, key: str = "") -> list[tuple[str, dict[str, Any]]]:
     """Every (dotted key, node) with a `_target_` in a plain tree."""
     found = []
@@ -73,8 +80,7 @@ def keys_fit(tree: Any) -> None:
             continue
         unknown = [name for name in node if name not in HYDRA_KEYS and name not in parameters]
         assert not unknown, f"{key}: {node['_target_']} takes no argument {unknown}"
-        given = {name: value for name, value in node.items() if value is not None}
-        check_tree(given, "test", key, completed_later=True)
+        check_tree(given(node), "test", key, completed_later=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # a part is no primary config; only this test makes it one

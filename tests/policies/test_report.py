@@ -310,6 +310,17 @@ def test_videos_that_do_not_fit_are_counted(tmp_path: Path, monkeypatch: pytest.
     assert "2 more did not fit" in page.text
 
 
+def test_where_not_all_videos_fit_every_task_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brachium.policies.report.VIDEO_BYTES", 50)
+    rows = [*episodes("reach", 2, [40] * 2), *episodes("push", 2, [40] * 2)]
+    page = Page(write_report(write(tmp_path, rows, videos=len(rows)), None))
+    prefix = "data:video/mp4;base64,"
+    got = [base64.b64decode(v["src"].removeprefix(prefix)) for v in page.all("video")]
+    half = len(rows) // 2
+    assert sorted(int(each.split()[-1]) // half for each in got) == [0, 1]
+    assert str(tmp_path / "videos") in page.text
+
+
 def test_damaged_logs_and_notes_do_not_stop_it(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.mkdir(parents=True)
