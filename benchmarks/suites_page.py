@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,9 +49,11 @@ def section(result: Mapping[str, Any]) -> str:
         f"### {result['title']}",
         result["rules"],
         table(["policy", "success", "source", "what is not alike"], rows),
+        "" if result["published"] else "We know of no published figure of policies that see under this protocol.",
         f"Evaluation seeds: {seeds} %. Over training: {curve}. Time: {spent}, on {result['hardware']}.",
+        f"`{shlex.join(['brachium', *result['command']])}`" if result.get("command") else "",
     ]
-    return "\n\n".join([*lines, tasks] if len(result["tasks"]) > 1 else lines)
+    return "\n\n".join(filter(None, [*lines, tasks if len(result["tasks"]) > 1 else ""]))
 
 
 def throughput() -> str:
