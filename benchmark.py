@@ -225,11 +225,9 @@ def _demonstrations(protocol: Protocol, folder: Path, clock: StageClock, workers
     """The stores to train on, one a task, with as many successes each as the protocol says."""
     if protocol.store is not None:
         return [Path(protocol.store)]
-    made_by = (__version__, version("mujoco"))
+    shared = (protocol.recording, protocol.demos, __version__, version("mujoco"))
     targets = {
-        name: folder
-        / "demonstrations"
-        / f"{name}-{digest(make, protocol.recording, protocol.demos, made_by, length=8)}"
+        name: folder / "demonstrations" / f"{name}-{digest(make, *shared, length=8)}"
         for name, make in protocol.suite.items()
     }
     for name, target in targets.items():
@@ -362,7 +360,7 @@ def _result(
         "train_seed": summary["train_seed"],
         "demos": sum(EpisodeStore.open(store).num_episodes for store in stores),
         "seconds": {name: round(value, 1) for name, value in spent.items() if value},
-        "hardware": ", then ".join(read_json(run / TRAINED_ON)["hardware"]),
+        "hardware": ", then ".join(read_json(run / TRAINED_ON).get("hardware", ["hardware not noted"])),
         "published": [vars(each) for each in protocol.published],
         "command": summary["command"],
         "settings": {
