@@ -48,8 +48,6 @@ class Disturbable:
         absolute: Whether actions say where to go rather than how far.
         grippers: Elements that open and close.
         opened, closed: What those elements say to do so.
-        pace: Control steps to one of an arm at about 10 Hz: what disturbs lasts so many times longer, since noise drawn
-            anew every 20 ms shakes an arm and brings it nowhere.
     """
 
     unit: np.ndarray
@@ -57,7 +55,6 @@ class Disturbable:
     grippers: tuple[int, ...] = (-1,)
     opened: float = 1.0
     closed: float = 0.0
-    pace: int = 1
 
 
 class Disturbances:
@@ -74,23 +71,20 @@ class Disturbances:
     ) -> None:
         self.what, self.rng = what, rng
         self.scale = noise * what.unit * (rng.random() < noisy)
-        self.noise = np.zeros(what.unit.shape)
         self.drop_at = int(rng.integers(4, 20)) if rng.random() < drop else NEVER
         self.astray = self._astray(rng, stumble)
 
     def executed(self, t: int, action: np.ndarray) -> np.ndarray:
         """What is executed at step `t` instead of an action (a,): float32 (a,)."""
-        if t % self.what.pace == 0:
-            self.noise = self.rng.normal(0.0, 1.0, action.shape) * self.scale
-        executed, tenth = action + self.noise, t // self.what.pace
-        if tenth in self.astray:
-            executed = self._stumbled(action, *self.astray[tenth])
-        if self.drop_at <= tenth < self.drop_at + 2:
+        executed = action + self.rng.normal(0.0, 1.0, action.shape) * self.scale
+        if t in self.astray:
+            executed = self._stumbled(action, *self.astray[t])
+        if self.drop_at <= t < self.drop_at + 2:
             executed[list(self.what.grippers)] = self.what.opened
         return executed.astype(np.float32)
 
     def _astray(self, rng: np.random.Generator, stumble: float) -> dict[int, tuple[np.ndarray, float]]:
-        """Step at 10 Hz -> way and sign of the grippers, of each at which the arm goes its own way."""
+        """Time step -> way and sign of the grippers, of each step at which the arm goes its own way."""
         found: dict[int, tuple[np.ndarray, float]] = {}
         if rng.random() >= stumble:
             return found

@@ -30,10 +30,6 @@ UNSTABLE = "the simulation became unstable"
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 ELEMENTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in JOINTS)
 GRIPPERS = (6, 13)
-ASTRAY = 0.15
-"""Disturbance of size 1 of a joint [rad]: a hand goes some 7 cm astray. Twice as much, and arms hit the table."""
-PACE = 5
-"""Steps to one at 10 Hz."""
 
 
 class AlohaEnv(SuiteEnv):
@@ -78,9 +74,9 @@ class AlohaEnv(SuiteEnv):
     @property
     def disturbable(self) -> Disturbable:
         """Angles of the arms [rad]; both grippers open by 1 and close by 0."""
-        unit = np.full(len(ELEMENTS), ASTRAY)
+        unit = np.full(len(ELEMENTS), 0.05)
         unit[list(GRIPPERS)] = 0.0
-        return Disturbable(unit=unit, absolute=True, grippers=GRIPPERS, opened=1.0, closed=0.0, pace=PACE)
+        return Disturbable(unit=unit, absolute=True, grippers=GRIPPERS, opened=1.0, closed=0.0)
 
     def begin(self, seed: int) -> str:
         """Things are placed by the suite's own draw of this seed."""
