@@ -58,7 +58,9 @@ def folder(tmp_path_factory):
 
 
 def words(name, folder, demos, out, *more):
-    found = [f"store={demos.path}", f"model={name}", f"out={out}", "tune=full", "device=cpu", *SMALL.get(name, ())]
+    found = [f"store={demos.path}", f"model={name}", f"out={out}", "tune=full", "device=cpu"]
+    name = "keypoints" if name.startswith("keypoints_") else name  # the same with other sizes
+    found += SMALL.get(name, ())
     if name not in ("octo", "nano", "keypoints"):
         family = FAMILIES.get(name, "paligemma")
         found += [f"model.backbone.path={folder(family)}"]
