@@ -78,8 +78,9 @@ def throughput() -> str:
             "### Steps a second",
             f"`benchmarks/suite_throughput.py`: Meta-World, {found['envs']} environments, one camera of "
             f"{found['side']} px, {found['cores']} cores, no GPU, medians of interleaved rounds. "
-            "Theirs draws as the suite does, with shadows, multisampling and every face of its meshes, which a "
-            "software rasteriser pays for; ours does not.",
+            "Theirs is a process an environment and draws as the suite does, with shadows, multisampling and "
+            "every face of its meshes; ours is a process a core and draws without. What each gives was "
+            "not taken apart.",
             table(["task", *(names[name] for name in kinds)], rows),
         ]
     )

@@ -59,7 +59,7 @@ class AlohaEnv(SuiteEnv):
             raise ConfigError(f"ALOHA has no task {task!r}. {did_you_mean(task, INSTRUCTIONS)}")
         super().__init__(
             task=SuiteTask(name=task, max_steps=MAX_STEPS),
-            spec=aloha_spec(camera_features(cameras, CAMERAS, zoom)),
+            spec=embodiment(cameras, zoom),
             images=images,
             render_mode=render_mode,
             render_size=render_size,
@@ -122,12 +122,10 @@ class AlohaEnv(SuiteEnv):
 
 
 def embodiment(cameras: Mapping[str, Any], zoom: Mapping[str, float] | None = None) -> EmbodimentSpec:
-    """What data of the suite that was recorded elsewhere means; arguments as of `AlohaEnv`."""
-    return aloha_spec(camera_features(cameras, CAMERAS, zoom))
+    """Two ViperX 300s arms by absolute joint angles; 50 steps a second.
 
-
-def aloha_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
-    """Two ViperX 300s arms by absolute joint angles; 50 steps a second."""
+    For the environment, and for data that was recorded elsewhere. Arguments as of `AlohaEnv`.
+    """
     units = tuple("1" if k in GRIPPERS else "rad" for k in range(len(ELEMENTS)))
     arm = ((-3.14158, 3.14158), (-1.85005, 1.25664), (-1.76278, 1.6057), (-3.14158, 3.14158), (-1.8675, 2.23402))
     limits = (*arm, (-3.14158, 3.14158), (0.0, 1.0)) * 2
@@ -136,7 +134,7 @@ def aloha_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
         name="aloha",
         robot="viperx_300s_pair",
         control_hz=50.0,
-        cameras=cameras,
+        cameras=camera_features(cameras, CAMERAS, zoom),
         state=FeatureSpec(name="state", shape=(len(ELEMENTS),), **common),
         action=FeatureSpec(
             name="action",

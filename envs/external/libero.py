@@ -75,7 +75,7 @@ class LiberoEnv(SuiteEnv):
         which = _task(suite, task)
         super().__init__(
             task=SuiteTask(name=which.name, max_steps=MAX_STEPS[suite]),
-            spec=panda_spec(camera_features(cameras, CAMERAS)),
+            spec=embodiment(cameras),
             images=images,
             render_mode=render_mode,
             render_size=render_size,
@@ -137,18 +137,16 @@ class LiberoEnv(SuiteEnv):
 
 
 def embodiment(cameras: Mapping[str, Any]) -> EmbodimentSpec:
-    """What data of the suite that was recorded elsewhere means; arguments as of `LiberoEnv`."""
-    return panda_spec(camera_features(cameras, CAMERAS))
+    """LIBERO's Panda arm: the gripper moves and turns by deltas; 20 steps a second.
 
-
-def panda_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
-    """LIBERO's Panda arm: the gripper moves and turns by deltas; 20 steps a second."""
+    For the environment, and for data that was recorded elsewhere. Arguments as of `LiberoEnv`.
+    """
     way = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
     return EmbodimentSpec(
         name="panda_libero",
         robot="panda",
         control_hz=20.0,
-        cameras=cameras,
+        cameras=camera_features(cameras, CAMERAS),
         state=FeatureSpec(
             name="state",
             shape=(8,),
@@ -204,8 +202,8 @@ def prepare(assets: str | None) -> None:
     if not (folder / "scenes").is_dir():
         raise NotFoundError(
             f"LIBERO's scenes and meshes are not in {folder}: they are not in the wheel. Get them once (a checkout of "
-            "LIBERO has them in libero/libero/assets; on Hugging Face they are lerobot/libero-assets), then type "
-            f"env.assets=FOLDER, or set {ASSETS}=FOLDER"
+            "LIBERO has them in libero/libero/assets; on Hugging Face they are lerobot/libero-assets), then set "
+            f"{ASSETS}=FOLDER, or type env.assets=FOLDER (suite.assets, protocol.suite.assets)"
         )
     home = Path(tempfile.gettempdir()) / f"brachium-libero-{os.getuid()}-{digest(root, length=8)}"
     home.mkdir(mode=0o700, exist_ok=True)

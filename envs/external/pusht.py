@@ -7,6 +7,7 @@ Demonstrations are human (``brachium convert data=replay_buffer`` or ``data=lero
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,12 +43,14 @@ class PushTEnv(SuiteEnv):
         require_suite("gym_pusht", "gym-pusht", mujoco=False)
         super().__init__(
             task=SuiteTask(name="pusht", max_steps=MAX_STEPS),
-            spec=pusht_spec(camera_features(cameras, CAMERAS)),
+            spec=embodiment(cameras),
             images=images,
             render_mode=render_mode,
             render_size=render_size,
         )
-        from gym_pusht.envs.pusht import PushTEnv as Theirs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pygame's, of pkg_resources
+            from gym_pusht.envs.pusht import PushTEnv as Theirs
 
         self.env: Any = Theirs(obs_type="state", render_mode="rgb_array")
         self._seen = np.zeros(5)
@@ -84,18 +87,16 @@ class PushTEnv(SuiteEnv):
 
 
 def embodiment(cameras: Mapping[str, Any]) -> EmbodimentSpec:
-    """What data of the suite that was recorded elsewhere means; arguments as of `PushTEnv`."""
-    return pusht_spec(camera_features(cameras, CAMERAS))
+    """A round pusher that goes where it is sent; 10 steps a second.
 
-
-def pusht_spec(cameras: tuple[FeatureSpec, ...]) -> EmbodimentSpec:
-    """A round pusher that goes where it is sent; 10 steps a second."""
+    For the environment, and for data that was recorded elsewhere. Arguments as of `PushTEnv`.
+    """
     common: dict[str, Any] = {"shape": (2,), "names": ("x", "y"), "units": ("px", "px"), "frame": "image"}
     return EmbodimentSpec(
         name="pusht",
         robot="pusher",
         control_hz=10.0,
-        cameras=cameras,
+        cameras=camera_features(cameras, CAMERAS),
         state=FeatureSpec(name="state", **common),
         action=FeatureSpec(name="action", low=(0.0, 0.0), high=(SIDE, SIDE), **common),
     )

@@ -64,6 +64,8 @@ def test_plan_does_without_pictures_where_a_world_has_none(tmp_path, capsys):
 
 def test_bare_words_are_the_instruction():
     assert with_names("plan", ["put it 'there'", "run=false"]) == ["instruction='put it \\'there\\''", "run=false"]
+    assert with_names("benchmark", ["metaworld_mt10", "videos=0"]) == ["protocol=metaworld_mt10", "videos=0"]
+    assert with_names("plan", ["True"]) == ["instruction='True'"]  # a text, no switch
     assert with_names("plan", ["a", "b"]) == ["a", "b"]
     assert with_names("plan", ["--help"]) == ["--help"]
     assert with_names("train", ["store"]) == ["store"]
