@@ -98,13 +98,14 @@ def attend(
     `seen` says who sees whom, or is that mask made `additive` already, where many layers share it.
     """
     share = query.shape[1] // key.shape[1]
-    if share > 1:
+    own = query.device.type == "cpu"  # whose kernel shares keys by itself; others would fall back to a slow one
+    if share > 1 and not own:
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
     if seen is not None:
         lowest = torch.finfo(query.dtype).min  # of half precision; a lower number would become minus infinity
         made = additive(seen, query.dtype) if seen.dtype == torch.bool else seen.clamp(min=lowest).to(query.dtype)
         seen = made[:, None]
-    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=own and share > 1)
     return found.transpose(1, 2).flatten(2)
 
 

@@ -133,6 +133,7 @@ class Encoder(nn.Module):
         image_mask: Bool[Tensor, "b n"] | None = None,
         extra: Float[Tensor, "b e d"] | None = None,
         keep: bool = False,
+        states: bool = True,
     ) -> Encoding:
         """Encode one text an image set.
 
@@ -142,12 +143,13 @@ class Encoder(nn.Module):
             image_mask: False at cameras that are not there; only without points.
             extra: Tokens to read after the text; only without points.
             keep: Keep keys and values of every layer.
+            states: Whether somebody wants the last layer's states.
         """
         if self.point_readout is not None:
             return self.encoding(self.read(images, tokens[:, None]), tokens, state)
         backbone: Any = self.backbone
         real = tokens != self.pad_id
-        prefix = backbone.read(images, tokens, real, image_mask=image_mask, extra=extra, keep=keep)
+        prefix = backbone.read(images, tokens, real, image_mask=image_mask, extra=extra, keep=keep, states=states)
         nothing = prefix.states.new_zeros(len(tokens), 0)
         return Encoding(words=nothing, points=nothing, prefix=prefix)
 

@@ -135,9 +135,9 @@ class VLAModel(nn.Module):
         self._buffer("action_active", embodiment).copy_(torch.from_numpy(active))
 
     @property
-    def reads(self) -> str:
-        """What of the backbone its heads need: ``nothing``, ``states`` or ``layers``."""
-        return max((h.reads for h in (self.head, self.speech) if h is not None), key=READS.index)
+    def reads(self) -> frozenset[str]:
+        """What of the backbone its heads need: ``states``, ``keys`` (and values, of every layer), both or neither."""
+        return frozenset().union(*(READS[head.reads] for head in (self.head, self.speech) if head is not None))
 
     def tokens(self, instructions: Iterable[str], state: Float[Tensor, "b s"], embodiment: str) -> Int[Tensor, "b l"]:
         """The prompts as token ids, on the model's device; `state` is in the embodiment's units."""
@@ -175,7 +175,8 @@ class VLAModel(nn.Module):
             state,
             image_mask=image_mask,
             extra=torch.cat(extra, dim=1) if extra else None,
-            keep=self.reads == "layers",
+            keep="keys" in self.reads,
+            states="states" in self.reads,
         )
 
     def loss(
@@ -360,7 +361,8 @@ class Surround(nn.Module):
         return self.all(self.patch(around.unflatten(1, (-1, self.width))).flatten(1))
 
 
-READS = ("nothing", "states", "layers")
+READS = {"nothing": (), "states": ("states",), "keys": ("keys",), "layers": ("states", "keys")}
+"""What of a prefix a head needs, by its word for it (`ActionHead.reads`)."""
 
 
 def _widen(x: Tensor, dim: int) -> Tensor:

@@ -59,7 +59,7 @@ class Prefix:
     from here (`Backbone.extend`) computes the numbers that one pass over everything would.
 
     Attributes:
-        states: Last states, (b, p, d).
+        states: Last states, (b, p, d); d = 0 where nobody asked.
         mask: True at real tokens, (b, p).
         keys, values: Of each layer, (b, g, p, c); keys are turned to their positions. Empty where nobody asked.
         next: Position of what follows, (b,).
@@ -128,8 +128,12 @@ class Backbone(Protocol):
         image_mask: Bool[Tensor, "b n"] | None = None,
         extra: Float[Tensor, "b e d"] | None = None,
         keep: bool = True,
+        states: bool = True,
     ) -> Prefix:
-        """Read ``[images][text][extra][readouts]``; `keep` keeps keys and values."""
+        """Read ``[images][text][extra][readouts]``; `keep` keeps keys and values.
+
+        Without `states` nobody wants the last layer's: a backbone may leave them out (d = 0) and save the layer.
+        """
 
     def extend(
         self, prefix: Prefix, embeddings: Float[Tensor, "b q d"], mask: Bool[Tensor, "b q"], *, two_way: bool = False

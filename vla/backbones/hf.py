@@ -6,18 +6,22 @@ The nano model and its large published relatives are loaded by this one code pat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
+from torch.compiler import is_compiling as compiling
 from transformers import DynamicCache
 
 from ...errors import ConfigError, SpecMismatchError, did_you_mean
 from ..attention import LayerShape, Rotary, additive, block_mask
-from .base import BackboneFeatures, Prefix, VLMFamily
+from .base import BackboneFeatures, Prefix, Seen, VLMFamily
+from .kept import KeptLayers, Read
+from .lean import make_lean
 from .load import build, load_pretrained, require_room
 from .packed import KERNEL
 from .packing import Packing
@@ -26,6 +30,8 @@ from .qwen_vl import QwenVL
 from .resize import FITS, Images, squares
 from .smolvlm import SmolVLM
 
+PATCHES_AT_ONCE = 1024
+"""Of a vision tower on a CPU: the activations of more do not fit into its caches."""
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
 
@@ -50,8 +56,13 @@ class HFBackbone(nn.Module):
         rope_theta: Base of the rotary embedding in place of the model's own (SmolVLA's is 10 000).
         attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, ``packed`` (`packed_attention`), or
             ``auto``: `packed` in training, else `sdpa`.
+
+    Attributes:
+        stops: Whether `read` breaks off where nobody wants the last layer's states. Wrappers that must see a layer's
+            end (FSDP) set it to False.
     """
 
+    stops = True
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -87,6 +98,7 @@ class HFBackbone(nn.Module):
         self._cut(layers)
         if rope_theta is not None:
             self._turn_by(rope_theta)
+        make_lean([*self.family.language_model.layers, *self.family.parts["vision"].modules()])
         self.image_size, self.grid = self.family.image_size, self.family.grid
         self.token_grid = self.family.token_grid
         self.width = int(self.vlm.config.text_config.hidden_size)
@@ -181,6 +193,19 @@ class HFBackbone(nn.Module):
             raise SpecMismatchError(f"expected {len(self.pixel_mean)} cameras, got {pixels.shape[1]}")
         return (pixels - self.pixel_mean) / self.pixel_std
 
+    def _see(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
+        """What the vision tower makes of images; on a CPU without gradients a few at a time, so that caches hold it."""
+        some = max(1, PATCHES_AT_ONCE // (self.grid[0] * self.grid[1]))
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.family.parts["vision"].parameters())
+        if pixels.device.type != "cpu" or learns or len(pixels) <= some:
+            return self.family.look(pixels)
+        parts = [self.family.look(part) for part in pixels.split(some)]
+        return Seen(
+            patches=torch.cat([part.patches for part in parts]),
+            tokens=torch.cat([part.tokens for part in parts]),
+            deep=tuple(torch.cat(layer) for layer in zip(*(part.deep for part in parts))),
+        )
+
     def embed(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Word embeddings as they enter the language model."""
         words: Tensor = self.vlm.get_input_embeddings()(tokens)
@@ -195,11 +220,12 @@ class HFBackbone(nn.Module):
         image_mask: Bool[Tensor, "b n"] | None = None,
         extra: Float[Tensor, "b e d"] | None = None,
         keep: bool = True,
+        states: bool = True,
     ) -> Prefix:
         """Read ``[images][prompt][extra][readouts]``; see `Backbone`. Each part sees what stands before it."""
         pixels = self.normalise(images)
         b, n = pixels.shape[:2]
-        seen = self.family.look(pixels.flatten(0, 1))
+        seen = self._see(pixels.flatten(0, 1))
         pictures, visual = self.family.prefix(seen.tokens.unflatten(0, (b, n)))
         if self.scale:
             pictures = pictures * self.width**0.5
@@ -227,23 +253,26 @@ class HFBackbone(nn.Module):
                 [where.to(device)[:, None].expand(-1, b, -1), after.expand(len(where), -1, -1)], dim=2
             )
         sequence = torch.cat(list(parts.values()), dim=1)
-        cache = DynamicCache() if keep else None
-        states = self.family.read(
-            sequence,
-            additive(block_mask(blocks, blocks, mask), sequence.dtype)[:, None],
-            positions,
-            visual,
-            seen.deep,
-            None,
-            cache,
-        )
-        edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        cache = KeptLayers(self.layers.count, stops=not states and self.stops and not compiling()) if keep else None
+        last = sequence[..., :0]
+        with suppress(Read):
+            last = self.family.read(
+                sequence,
+                additive(block_mask(blocks, blocks, mask), sequence.dtype)[:, None],
+                positions,
+                visual,
+                seen.deep,
+                None,
+                cache,
+            )
+        edges = [0, *itertools.accumulate(lengths)]
         return Prefix(
-            states=states,
+            states=last,
             mask=mask,
             next=positions.masked_fill(~mask, -1).amax((0, 2)) + 1,
             spans={name: slice(edges[k], edges[k + 1]) for k, name in enumerate(parts)},
-            **_kept(cache),
+            keys=() if cache is None else tuple(cache.keys[k] for k in range(self.layers.count)),
+            values=() if cache is None else tuple(cache.values[k] for k in range(self.layers.count)),
         )
 
     def extend(
@@ -289,7 +318,7 @@ class HFBackbone(nn.Module):
         b, n = images.shape[:2]
         k, length = tokens.shape[1:]
         count = self.readouts.shape[0]
-        seen = self.family.look(self.normalise(images).flatten(0, 1))
+        seen = self._see(self.normalise(images).flatten(0, 1))
         prefix, visual = self.family.prefix(seen.tokens.unflatten(0, (b, n)))
         words = self.vlm.get_input_embeddings()(tokens)
         asks = self.readouts.to(words.dtype).expand(b, k, count, self.width)

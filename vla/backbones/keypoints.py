@@ -123,6 +123,7 @@ class KeypointBackbone(nn.Module):
         image_mask: Bool[Tensor, "b n"] | None = None,
         extra: Float[Tensor, "b e d"] | None = None,
         keep: bool = True,
+        states: bool = True,
     ) -> Prefix:
         """Read ``[text][images][extra]``, one token a text and a camera; see `Backbone`."""
         pixels = (squares(images, self.image_size, self.fit) / 255.0 - self.pixel_mean) / self.pixel_std

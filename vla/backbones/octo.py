@@ -139,6 +139,7 @@ class OctoBackbone(nn.Module):
         image_mask: Bool[Tensor, "b n"] | None = None,
         extra: Float[Tensor, "b e d"] | None = None,
         keep: bool = True,
+        states: bool = True,
     ) -> Prefix:
         """Read ``[text][images][extra][readouts]``; see `Backbone`. `extra` are observations too."""
         pixels = (squares(images, self.image_size, self.fit) / 255.0 - self.pixel_mean) / self.pixel_std

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface
 
 from ...errors import ConfigError
@@ -37,15 +38,21 @@ def packed_attention(
     Without a packing (vision towers) it is plain attention, and there are no shares.
     """
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is None:
         if attention_mask is None and getattr(module, "is_causal", False):  # nobody made the mask that a text needs
             raise ConfigError(
                 "the kernel packed reads texts through HFBackbone alone: set attention=sdpa for other uses"
             )
-        return (_weights(query @ key.mT, attention_mask, value, softcap) @ value).transpose(1, 2).contiguous(), None
+        if softcap is None:
+            found = sdpa(query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=groups > 1)
+        else:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+            found = _weights((scale * query) @ key.mT, attention_mask, value, softcap) @ value
+        return found.transpose(1, 2).contiguous(), None
+    query = scale * query
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     m, (_, k, e, _) = len(packing.prefix), packing.own.shape
     first = _weights(query[:, :, :m] @ key[:, :, :m].mT, additive(packing.prefix, query.dtype), value, softcap)
     images = first @ value[:, :, :m]

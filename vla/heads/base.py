@@ -69,7 +69,8 @@ class ActionHead(Protocol):
 
     Attributes:
         discrete: Whether samples jump (tokens), so that rounding may change them where two are equally likely.
-        reads: What of the prefix it needs: ``nothing``, ``states`` or ``layers`` (keys and values too).
+        reads: What of the prefix it needs: ``nothing``, ``states``, ``keys`` (and values, of every layer) or ``layers``
+            (all of them).
         fills: Whether dimensions that are masked carry noise, as in models whose padding did.
 
     A head that goes on reading with the backbone's own layers says so by an attribute ``goes_on``: it cannot be

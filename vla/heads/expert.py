@@ -9,7 +9,7 @@ enters with the actions, or modulates every norm (adaRMS, pi0.5, Black et al. 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError, did_you_mean
 from ..attention import LayerShape, Turn, additive, attend, block_mask
-from ..backbones.base import Prefix
+from ..fused import ACTIVATIONS, linear
 from .base import Context, HeadInputs
+from .expert_steps import ExpertSteps
 from .flow import FlowMatching, row_time, time_features
 
 TIMES = ("fused", "modulated")
-ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,14 @@ class Prepared:
     """What the field needs of a context at every call, computed once.
 
     Attributes:
-        prefix: What was read.
+        keys, values: What each layer of the expert looks at; a cross layer's are projected already.
         state: The state's token, or none.
         joint, cross: Who sees whom, made additive.
         behind, alone: Turn queries to positions after the prefix, and to positions from 0; None without rotary.
     """
 
-    prefix: Prefix
+    keys: tuple[Float[Tensor, "b g p c"], ...]
+    values: tuple[Float[Tensor, "b g p c"], ...]
     state: Float[Tensor, "b k w"]
     joint: Float[Tensor, "b q m"]
     cross: Float[Tensor, "b q p"]
@@ -65,7 +66,7 @@ class ExpertHead(FlowMatching):
         steps, solver, draws, time_alpha, max_delay, fills: See `FlowMatching`.
     """
 
-    reads = "layers"
+    reads = "keys"
 
     def __init__(
         self,
@@ -139,8 +140,11 @@ class ExpertHead(FlowMatching):
         """Repeat what was read for every draw."""
         if context.backbone is None or context.prefix is None or not context.prefix.keys:
             raise ConfigError("expert: expected the keys and values of a backbone, got none")
-        rotary = context.backbone.rotary
-        prefix = context.prefix.repeat(draws) if draws > 1 else context.prefix
+        rotary, prefix = context.backbone.rotary, context.prefix
+        taken = [prefix.keys[:: self.every], prefix.values[:: self.every]]
+        pairs = [layer.look(k, v) for layer, k, v in zip(self.layers, *taken)]
+        prefix = replace(prefix, keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
+        prefix = prefix.repeat(draws) if draws > 1 else prefix
         b, device = len(prefix.mask), prefix.mask.device
         state = context.vector.new_zeros(b, 0, self.width)
         if self.state_in is not None:
@@ -152,7 +156,8 @@ class ExpertHead(FlowMatching):
         real = torch.cat([prefix.mask, prefix.mask.new_ones(own.shape)], dim=1)
         after = torch.arange(count + h, device=device).expand(b, -1)
         return Prepared(
-            prefix=prefix,
+            keys=prefix.keys,
+            values=prefix.values,
             state=state,
             joint=additive(block_mask(own, known, real), prefix.states.dtype),
             cross=additive(prefix.mask[:, None].expand(-1, count + h, -1), prefix.states.dtype),
@@ -169,14 +174,13 @@ class ExpertHead(FlowMatching):
         given: Bool[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """The field at chunk `x` and time `t`; the time of rows that are given is that of data."""
-        prefix, states = prepared.prefix, prepared.state.shape[1]
+        states = prepared.state.shape[1]
         hidden, condition = self._enter(x, t, embodiment, given)
         if condition is not None and given is not None and states:  # the state's token has the time of rows not given
-            own = self._condition(time_features(t, self.width)[:, None]).expand(-1, states, -1)
+            own = self.condition(time_features(t, self.width)[:, None]).expand(-1, states, -1)
             condition = torch.cat([own, condition], dim=1)
         hidden = torch.cat([prepared.state.to(hidden.dtype), hidden], dim=1)
-        for number, layer in enumerate(self.layers):
-            key, value = prefix.keys[number * self.every], prefix.values[number * self.every]
+        for layer, key, value in zip(self.layers, prepared.keys, prepared.values):
             seen, turn = (prepared.cross, prepared.alone) if layer.cross else (prepared.joint, prepared.behind)
             hidden = layer(hidden, condition, key, value, seen, turn)
         last, _ = self.norm(hidden[:, states:], None if condition is None else condition[:, -x.shape[1] :])
@@ -195,11 +199,16 @@ class ExpertHead(FlowMatching):
             actions = actions + self.order
         time = row_time(time_features(t, self.width), given, x.shape[1])
         if self.modulated:
-            return actions, self._condition(time)
+            return actions, self.condition(time)
         both = torch.cat([actions, time.expand_as(actions).to(actions.dtype)], dim=2)
         return self.time_out(F.silu(self.time_in(both))), None
 
-    def _condition(self, time: Float[Tensor, "b n w"]) -> Float[Tensor, "b k w"]:
+    def steps_of(self, context: Context, embodiment: str) -> ExpertSteps:
+        """The same field for sampling, all that does not change from step to step computed before the first."""
+        return ExpertSteps(self, self.prepare(context, 1), embodiment)
+
+    def condition(self, time: Float[Tensor, "b n w"]) -> Float[Tensor, "b k w"]:
+        """What modulates the norms, of a time's features."""
         return F.silu(self.time_out(F.silu(self.time_in(time))))
 
 
@@ -237,7 +246,18 @@ class ExpertLayer(nn.Module):
         self.gate_proj = nn.Linear(width, mlp, bias=False)
         self.up_proj = nn.Linear(width, mlp, bias=False)
         self.down_proj = nn.Linear(mlp, width, bias=False)
-        self.activate = ACTIVATIONS[activation]
+        self.activation = activation
+
+    def look(
+        self, key: Float[Tensor, "b g p c"], value: Float[Tensor, "b g p c"]
+    ) -> tuple[Float[Tensor, "b g p c"], Float[Tensor, "b g p c"]]:
+        """What the layer makes of the language model's keys and values: the same, or projections (cross)."""
+        if not self.cross:
+            return key, value
+        return (
+            _split(self.k_proj(key.transpose(1, 2).flatten(2)), self.groups),
+            _split(self.v_proj(value.transpose(1, 2).flatten(2)), self.groups),
+        )
 
     def forward(
         self,
@@ -248,21 +268,19 @@ class ExpertLayer(nn.Module):
         seen: Float[Tensor, "b q k"],
         turn: Turn | None,
     ) -> Float[Tensor, "b q w"]:
-        """Attend to the language model's keys and values (and, in a joint layer, to each other), then feed forward."""
+        """Attend to what `look` made of keys and values (in a joint layer also to each other), then feed forward."""
         inner, gate = self.input_layernorm(x, condition)
         query = _split(self.q_proj(inner), self.heads)
         if turn is not None:
             query = turn(query)
-        if self.cross:
-            key = _split(self.k_proj(key.transpose(1, 2).flatten(2)), self.groups)
-            value = _split(self.v_proj(value.transpose(1, 2).flatten(2)), self.groups)
-        else:
+        if not self.cross:
             own = _split(self.k_proj(inner), self.groups)
             key = torch.cat([key, own if turn is None else turn(own)], dim=2)
             value = torch.cat([value, _split(self.v_proj(inner), self.groups)], dim=2)
-        x = _add(x, self.o_proj(attend(query, key, value, seen)), gate)
+        x = _add(x, self.o_proj, attend(query, key, value, seen), gate)
         inner, gate = self.post_attention_layernorm(x, condition)
-        return _add(x, self.down_proj(self.activate(self.gate_proj(inner)) * self.up_proj(inner)), gate)
+        opened = linear(inner, self.gate_proj, activation=self.activation)
+        return _add(x, self.down_proj, linear(inner, self.up_proj, times=opened), gate)
 
 
 class Norm(nn.Module):
@@ -301,5 +319,6 @@ def _split(x: Float[Tensor, "b q gc"], groups: int) -> Float[Tensor, "b g q c"]:
     return x.unflatten(2, (groups, -1)).transpose(1, 2)
 
 
-def _add(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    return x + y if gate is None else x + y * gate
+def _add(x: Tensor, layer: nn.Module, y: Tensor, gate: Tensor | None) -> Tensor:
+    """The residual: ``x`` plus the layer of ``y``, as far as its gate is open."""
+    return linear(y, layer, plus=x) if gate is None else x + layer(y) * gate

@@ -12,6 +12,7 @@ field is told which they are, and only the others are learnt and drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,6 +68,19 @@ class FlowMatching(nn.Module):
     ) -> Float[Tensor, "b h a"]:
         """The field at chunk `x` and time `t`; rows where `given` is True are data, whatever `t` is."""
         raise NotImplementedError
+
+    def steps_of(self, context: Context, embodiment: str) -> Callable[..., Float[Tensor, "b h a"]]:
+        """The field of one context for sampling: (x, t as a number, rows that are given or None) -> velocity.
+
+        An heir may compute before the first step what does not change from one to the next.
+        """
+        prepared = self.prepare(context, 1)
+
+        def velocity(x: Tensor, t: float, given: Tensor | None = None) -> Tensor:
+            more = {} if given is None else {"given": given}
+            return self.velocity(prepared, x, x.new_full((len(x),), t), embodiment, **more)
+
+        return velocity
 
     def loss(
         self,
@@ -136,24 +150,23 @@ class FlowMatching(nn.Module):
 
         A head with a `max_delay` takes the first rows of full weight as given, up to so many; the others are free.
         """
-        prepared = self.prepare(context, 1)
+        velocity = self.steps_of(context, embodiment)
         keep = torch.ones_like(dim_mask) if self.fills else dim_mask
         if guide is not None and self.max_delay:
-            return self._continued(prepared, noise * keep, dim_mask, keep, embodiment, guide)
+            return self._continued(velocity, noise * keep, dim_mask, keep, guide)
 
         def field(x: Tensor, t: float) -> Tensor:
-            return self.velocity(prepared, x, x.new_full((len(x),), t), embodiment).float() * keep
+            return velocity(x, t).float() * keep
 
         led = field if guide is None else guided(field, guide, dim_mask)
         return integrate(led, noise * keep, self.steps, self.solver)
 
     def _continued(
         self,
-        prepared: Any,
+        velocity: Callable[..., Tensor],
         noise: Float[Tensor, "b h a"],
         dim_mask: Bool[Tensor, " a"],
         keep: Bool[Tensor, " a"],
-        embodiment: str,
         guide: Guide,
     ) -> Float[Tensor, "b h a"]:
         """A chunk that goes on from its first rows."""
@@ -162,7 +175,7 @@ class FlowMatching(nn.Module):
         held, still = guide.target * dim_mask, given[:, :, None]
 
         def field(x: Tensor, t: float) -> Tensor:
-            found = self.velocity(prepared, x, x.new_full((len(x),), t), embodiment, given).float() * keep
+            found = velocity(x, t, given).float() * keep
             return torch.where(still, 0.0, found)
 
         return integrate(field, torch.where(still, held, noise), self.steps, self.solver)
