@@ -24,7 +24,7 @@ from .policies.evaluate import evaluate, look_at
 from .policies.intervals import mean_of_rates, rate
 from .spec import EmbodimentSpec
 from .stages import StageClock, read_json, train_once, write_json
-from .vla.loop import HABITS, Optimization
+from .vla.optim import HABITS, Optimization
 from .vla.recipe import Recipe
 
 TRIES = 20

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,23 @@ def _rich(stderr: bool) -> Any:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
+_silent: list[bool] = []
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Log nothing: of several processes that do the same, one speaks."""
+    _silent.append(True)
+    try:
+        yield
+    finally:
+        _silent.pop()
+
+
 def log(message: str) -> None:
     """Print one line on stderr, above a running progress bar; stdout is left to results."""
+    if _silent:
+        return
     if sys.stderr.isatty():
         _rich(True).print(message, markup=False)
     else:
@@ -182,3 +198,10 @@ def require_disk(path: str | os.PathLike[str], n_bytes: float, what: str) -> Non
             f"{what}: expected {human_bytes(n_bytes)} of free disk at {path}, got {human_bytes(free)}.\n"
             f"Free some space (old runs lie in outputs/), or write to another disk."
         )
+
+
+def typed() -> list[str] | None:
+    """The words typed after ``brachium``, where that is what runs."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "brachium" or program.resolve() == Path(__file__).resolve().parent / "__main__.py"
+    return sys.argv[1:] if ours else None

@@ -19,7 +19,7 @@ from .errors import NotFoundError
 from .policies.evaluate import evaluate
 from .stages import StageClock, read_json, train_once, write_json
 from .vla.ground import Grounding
-from .vla.loop import Optimization
+from .vla.optim import Optimization
 from .vla.pretrained import find_pretrained, identity_of
 from .vla.recipe import Recipe
 

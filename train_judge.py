@@ -12,7 +12,7 @@ from .executions import record_executions
 from .policies.base import Policy
 from .vla.judge import Judge
 from .vla.judge_train import examples_of, fit_judge, show
-from .vla.loop import Optimization
+from .vla.optim import Optimization
 from .vla.pretrained import Pretrained
 
 

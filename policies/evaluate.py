@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from ..console import human_time, log, progress, require_disk, table
+from ..console import human_time, log, progress, require_disk, table, typed
 from ..errors import ConfigError, did_you_mean
 from ..identity import digest
 from ..spec import EmbodimentSpec, Observation
@@ -187,13 +186,6 @@ def _shares(wanted: Mapping[str, float], known: tuple[str, ...] | None) -> dict[
     if not found:
         raise ConfigError(f"splits: expected {list(known or ())}, which these environments have, got {list(wanted)}")
     return found
-
-
-def typed() -> list[str] | None:
-    """The words typed after ``brachium``, where that is what runs."""
-    program = Path(sys.argv[0])
-    ours = program.stem == "brachium" or program.resolve() == Path(__file__).resolve().parents[1] / "__main__.py"
-    return sys.argv[1:] if ours else None
 
 
 def _seeds(episodes: int, shares: Mapping[str, float], first: int) -> dict[str, list[int]]:

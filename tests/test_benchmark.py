@@ -126,7 +126,7 @@ def test_an_expert_that_never_succeeds_is_given_up(tmp_path, monkeypatch):
 
 
 def make_protocol(**options):
-    from brachium.vla.loop import Optimization
+    from brachium.vla.optim import Optimization
     from brachium.vla.recipe import Recipe
 
     return Protocol(

@@ -12,7 +12,7 @@ from brachium.errors import ConfigError, StoreError
 from brachium.executions import AFTER, Executions, record_executions
 from brachium.vla.judge import DONE, Judge
 from brachium.vla.judge_train import examples_of, fit_judge, show
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.pretrained import Pretrained
 
 

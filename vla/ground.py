@@ -17,8 +17,9 @@ from ..datasets.store import EpisodeStore
 from ..errors import StoreError
 from .encoder import Encoder, word_loss
 from .grounding import ROLES, grounding_loss, inside
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
 from .model import VLAModel, stack_images
+from .optim import Optimization
 from .tokenizer import InstructionEncoder
 
 PIXELS = "pixels"

@@ -17,8 +17,9 @@ from ..console import log, progress, table
 from ..datasets.store import EpisodeStore
 from ..errors import StoreError
 from .judge import DONE, OUTPUTS, Features, Judge, JudgeNet, auroc, calibrate, expected_calibration_error
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
 from .model import stack_images
+from .optim import Optimization
 from .pretrained import Pretrained
 
 STRIDE = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..console import human_time, log
+from ..console import human_bytes, human_time, log
 
 
 class TrainLog:
@@ -52,13 +52,34 @@ class TrainLog:
             self._board.close()
 
     def line(
-        self, step: int, metrics: dict[str, float], internals: dict[str, float], *, rate: float, wait: float
+        self,
+        step: int,
+        metrics: dict[str, float],
+        internals: dict[str, float],
+        *,
+        rate: float,
+        wait: float,
+        mfu: float | None = None,
+        memory: float = 0.0,
     ) -> None:
-        """Log one step: `metrics` are shown, `internals` only written; `rate` in steps/s, `wait` the loader's share."""
+        """Log one step.
+
+        Args:
+            step: Number of steps done.
+            metrics: Shown and written.
+            internals: Written only.
+            rate: Steps a second.
+            wait: Share of the time that was spent waiting for data.
+            mfu: Share of the device's peak arithmetic; None where it is not known.
+            memory: Most memory used [bytes].
+        """
         left = human_time((self.steps - step) / max(rate, 1e-9))
         shown = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items())
-        log(f"{self.stage} {step}/{self.steps}  {shown}  {rate:.1f} steps/s  wait {100 * wait:.1f} %  ETA {left}")
-        self._write(step, {**metrics, **internals, "steps_per_s": rate, "loader_wait": wait})
+        speed = f"{rate:.1f} steps/s  " + (f"MFU {100 * mfu:.0f} %  " if mfu is not None else "")
+        spent = f"{speed}{human_bytes(memory)}  wait {100 * wait:.1f} %"
+        log(f"{self.stage} {step}/{self.steps}  {shown}  {spent}  ETA {left}")
+        more = {} if mfu is None else {"mfu": mfu}
+        self._write(step, {**metrics, **internals, "steps_per_s": rate, "loader_wait": wait, "memory": memory, **more})
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Log an evaluation; returns its metrics with ``eval/`` before each name."""

@@ -4,102 +4,45 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..console import human_time, log
+from ..console import human_bytes, human_time, log
 from ..datasets.loader import BatchLoader
-from ..errors import BrachiumError, CheckpointError, ConfigError, DeviceMemoryError
+from ..errors import BrachiumError, CheckpointError, ConfigError, DeviceMemoryError, DiskSpaceError
+from .activations import keep_again, recompute
 from .log import TrainLog
+from .meter import Meter, peak_memory
+from .optim import HABITS, Optimization, make_optimizers
+from .parallel import ALONE, Processes, Share, distribute, is_lost, local, repeated_layers, synced, whole
+from .resume import Saves, say_failed
 
-HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
-"""In the names of weights of repeated layers."""
-
-
-HABITS = ("log_every", "save_every")
-"""Options that change no weights: a run may be resumed with others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """How a stage is optimised.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Windows (or scenes) a step.
-        lr: Peak learning rate.
-        warmup: Steps of linear warm-up.
-        final_lr: Share of `lr` at the end of the cosine.
-        muon: Learning rate, as a multiple of `lr`, with which Muon (Jordan et al. 2024) trains the matrices of
-            repeated layers (`HIDDEN`); AdamW trains the rest, and with 0 everything.
-        weight_decay: Decoupled weight decay on matrices.
-        grad_clip: Largest norm of the gradient.
-        ema: Decay of the averaged weights that are saved and used; ramps up as (1 + step) / (10 + step).
-        precision: ``bf16`` or ``float32`` compute; weights are float32 in both.
-        log_every: Steps between log lines.
-        save_every: Steps between resumable saves.
-        seed: Of sampling, noise and initial weights.
-    """
-
-    steps: int = 1000
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: int = 50
-    final_lr: float = 0.02
-    muon: float = 0.0
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    ema: float = 0.99
-    precision: str = "bf16"
-    log_every: int = 50
-    save_every: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"optimization.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.precision not in ("bf16", "float32"):
-            raise ConfigError(f"optimization.precision: expected bf16 or float32, got {self.precision!r}")
-        low = min(self.warmup, self.seed, self.muon)
-        if self.lr <= 0 or self.grad_clip <= 0 or not 0 <= self.ema < 1 or low < 0:
-            raise ConfigError(
-                "optimization: expected lr and grad_clip above 0, ema in [0, 1), warmup, seed and muon from 0, got "
-                f"lr={self.lr}, grad_clip={self.grad_clip}, ema={self.ema}, warmup={self.warmup}, seed={self.seed}, "
-                f"muon={self.muon}"
-            )
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to `final_lr`."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+COUNTED_FROM = 100
+"""Steps of a run from which on counting its arithmetic, which takes one more, is worth the while."""
 
 
 class TrainLoop:
     """Trains the parameters of `module` that require gradients.
 
     Every random draw of step i comes from a generator seeded with (seed, i) and every batch from a stateless sampler,
-    so that a resumed run computes the very numbers the uninterrupted one would have.
+    so that a resumed run computes the very numbers the uninterrupted one would have. Several processes, and the parts
+    that a step may be accumulated from, share out the same batch and the same draws.
 
     Args:
         name: Of the stage, for log lines.
         module: What is trained; averaged weights are kept for all its trained parameters.
         make_batch: Step -> batch, called ahead in threads.
-        loss: (batch, generator) -> loss and metrics to log.
+        make_share: (step, index, count) -> share `index` of `count` of the step's batch; None for a stage that runs in
+            one process, each step in one piece.
+        loss: (batch, random numbers) -> loss and metrics to log; of a share, its part of the sum that is the batch's.
         options: Optimisation.
         folder: For logs and resumable saves.
         resume: Go on from the save in `folder` if there is one.
@@ -108,6 +51,10 @@ class TrainLoop:
         snapshot: Called with the step, with the averaged weights in place, every `snapshot_every` steps.
         snapshot_every: 0 for never.
         identity: What else the numbers depend on, JSON-ready (data, model); a save made with another is refused.
+        explain: Step -> which data its batch was, for the error about a loss that is no number.
+        processes: Who train together.
+        plain: What `evaluate` and `snapshot` look at where `module` is in parts (FSDP): the same model in one piece,
+            in the main process. None for `module`.
 
     Attributes:
         spent: Seconds of training, and `earlier`, those of them before the run was resumed.
@@ -119,144 +66,307 @@ class TrainLoop:
         name: str,
         module: nn.Module,
         make_batch: Callable[[int], Any],
-        loss: Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
+        loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
         options: Optimization,
         folder: Path,
         resume: bool,
+        make_share: Callable[[int, int, int], Any] | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         evaluate_every: int = 0,
         snapshot: Callable[[int], None] | None = None,
         snapshot_every: int = 0,
         identity: Mapping[str, Any] | None = None,
+        explain: Callable[[int], str] | None = None,
+        processes: Processes = ALONE,
+        plain: nn.Module | None = None,
     ) -> None:
-        self.name, self.module, self.make_batch, self.loss = name, module, make_batch, loss
+        self.name, self.module, self.processes = name, module, processes
         self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
-        self.snapshot, self.snapshot_every = snapshot, snapshot_every
+        self.snapshot, self.snapshot_every, self.explain = snapshot, snapshot_every, explain
+        self.plain = module if plain is None else plain
+        self.count = processes.world * options.accumulate
+        if self.count > 1 and make_share is None:
+            raise ConfigError(
+                f"{name} runs in one process, each step in one piece: expected optimization.accumulate=1 and no "
+                f"torchrun, got accumulate={options.accumulate} and {processes.world} processes"
+            )
+        if self.count > options.batch_size:
+            raise ConfigError(
+                f"optimization.batch_size={options.batch_size} cannot be shared by {processes.world} processes in "
+                f"{options.accumulate} parts each: expected at least {self.count}"
+            )
+        if processes.kind == "fsdp" and options.muon:
+            raise ConfigError("optimization.muon needs whole matrices: expected parallel=ddp, or muon=0 with fsdp")
+        self._make_batch, self._make_share = make_batch, make_share
         deciding = {k: v for k, v in vars(options).items() if k not in HABITS}
-        self.identity = {**deciding, **json.loads(json.dumps(dict(identity or {}), default=str))}
-        self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
-        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.identity = json.loads(json.dumps({**deciding, **dict(identity or {})}, default=_plainly))
         kept = module.state_dict()
         self.buffers = {k: b for k, b in module.named_buffers() if k in kept}  # running statistics among them
-        self.optimizers = _optimizers(self.parameters, options)
-        self.step = 0
+        self._layers = repeated_layers(module)
+        self._prepare_layers()
+        self.share = distribute(Share(module, loss), processes, options.precision)
+        self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad and p.numel()}
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimizers = make_optimizers(self.parameters, options)
+        self.saves = Saves(folder, name, processes)
+        self.step = self.saved = 0
         self.earlier = self.spent = 0.0
         self.wait_share = 0.0
+        self._stopping = ""
         if resume:
             self._resume()
         else:  # or a later resume would go on from a run that has nothing to do with this one
-            self._save_file.unlink(missing_ok=True)
+            self.saves.remove()
+
+    def _prepare_layers(self) -> None:
+        if self.options.checkpointing:
+            if not self._layers:
+                raise ConfigError(f"{self.name}: optimization.checkpointing: this model has no repeated layers")
+            recompute(self._layers)
+        if self.options.compile:
+            for layer in self._layers or [self.module]:
+                layer.compile()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return next(iter(self.parameters.values())).device
 
     def run(self) -> dict[str, float]:
-        """Train to the last step; returns the last metrics. Ctrl-C saves before it is raised."""
-        options, device = self.options, next(iter(self.parameters.values())).device
-        bf16 = options.precision == "bf16"
+        """Train to the last step; returns the last metrics. Ctrl-C and SIGTERM save before they end it."""
+        options = self.options
         metrics: dict[str, float] = {}
         begin, first = time.monotonic(), self.step
+        meter = Meter(self.device, options.precision, checkpointing=options.checkpointing)
         self.module.train()
-        loader = BatchLoader(self.make_batch, self.step, options.steps - self.step, threads=1, prefetch=3)
+        loader = BatchLoader(self._shares, self.step, options.steps - self.step, threads=1, prefetch=3)
+        logger = TrainLog(self.folder, self.name, options.steps, self.step) if self.processes.main else None
         try:
-            with TrainLog(self.folder, self.name, options.steps, self.step) as logger:
-                if self.step and self.snapshot and self._due(self.snapshot_every):  # it may have been broken off
-                    with self._averaged():
-                        self.snapshot(self.step)
-                for batch in loader:
-                    for optimizer, times in self.optimizers:
-                        for group in optimizer.param_groups:
-                            group["lr"] = times * options.learning_rate(self.step)
-                    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
-                    torch.manual_seed(options.seed * 1_000_003 + self.step)  # dropout draws from the global generator
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        loss, parts = self.loss(batch, generator)
-                    self.module.zero_grad(set_to_none=True)
-                    loss.backward()
-                    norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)
-                    if not torch.isfinite(loss) or not torch.isfinite(norm):
-                        raise BrachiumError(
-                            f"{self.name}: the loss of step {self.step} is {loss.item()}, its gradient {norm.item()}; "
-                            "stopped. Look at the data (brachium inspect), or lower optimization.lr"
-                        )
-                    with _uninterrupted():  # what Ctrl-C saves must be a whole step
-                        for optimizer, _ in self.optimizers:
-                            optimizer.step()
-                        self.step += 1
-                        self._update_average()
+            with logger or nullcontext(), self._asked_to_stop():
+                if self.step and self._due(self.snapshot_every):  # it may have been broken off
+                    self._make_snapshot()
+                for batches in loader:
+                    if meter.flops is None and options.steps - first >= COUNTED_FROM and not options.compile:
+                        self._count(batches, meter)
+                    metrics_now, norm = self._update(batches)
                     now = max(time.monotonic() - begin, 1e-9)
                     self.spent, self.wait_share = self.earlier + now, loader.wait_s / now
                     if self.step % options.log_every == 0 or self.step == options.steps:
-                        metrics = {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
-                        logger.line(
-                            self.step,
-                            metrics,
-                            {"grad": norm.item(), "lr": options.learning_rate(self.step - 1)},
-                            rate=(self.step - first) / now,
-                            wait=self.wait_share,
-                        )
-                    if self.evaluate and self._due(self.evaluate_every):
-                        metrics |= logger.evaluation(self.step, self._evaluated())
-                    if self.snapshot and self._due(self.snapshot_every):
-                        with self._averaged():
-                            self.snapshot(self.step)
+                        metrics = self.processes.total({k: v.item() for k, v in metrics_now.items()})
+                        if logger is not None:
+                            rate = (self.step - first) / now
+                            lr = options.learning_rate(self.step - 1)
+                            logger.line(
+                                self.step,
+                                metrics,
+                                {"grad": norm, "lr": lr, "samples_per_s": rate * options.batch_size},
+                                rate=rate,
+                                wait=self.wait_share,
+                                mfu=meter.mfu(rate),
+                                memory=meter.memory(),
+                            )
+                    if self._due(self.evaluate_every):
+                        metrics |= self._evaluated(logger)
+                    if self._due(self.snapshot_every):
+                        self._make_snapshot()
                     if self._due(options.save_every):
-                        self.save()
-                if self.evaluate:
-                    metrics |= logger.evaluation(self.step, self._evaluated())
+                        self._save_if_room()
+                    if self.processes.any(bool(self._stopping)):
+                        raise KeyboardInterrupt
+                metrics |= self._evaluated(logger)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise DeviceMemoryError(
-                f"{self.name}: out of memory at step {self.step} on {device}. Lower optimization.batch_size "
-                f"({options.batch_size} now), then model.head.draws, the image size or model.action_horizon; "
-                "tune=frozen or tune=lora need less than tune=full"
-            ) from error
+            raise self._explained(error) from error
         except KeyboardInterrupt:
             self.save()
             log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
             raise
         finally:
             loader.close()
-        log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, loader wait {100 * self.wait_share:.1f} %")
+        if self.processes.main:
+            wait = f"loader wait {100 * self.wait_share:.1f} %"
+            log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, {wait}")
         return metrics
+
+    def _shares(self, step: int) -> list[Any]:
+        """What this process computes of a step."""
+        if self._make_share is None or self.count == 1:
+            return [self._make_batch(step)]
+        parts = self.options.accumulate
+        return [self._make_share(step, self.processes.rank * parts + k, self.count) for k in range(parts)]
+
+    def _count(self, batches: Sequence[Any], meter: Meter) -> None:
+        """Count a step's arithmetic, and leave no trace."""
+        kept = {k: b.clone() for k, b in self.buffers.items()}
+
+        def forward() -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+                found: Tensor = self.share(batches[0], torch.Generator().manual_seed(0))[0]
+                return found
+
+        with synced(self.share, self.processes, self.processes.kind == "fsdp"):
+            meter.count(forward, len(batches))
+        self.module.zero_grad(set_to_none=True)
+        for key, value in kept.items():
+            self.buffers[key].copy_(value)
+
+    def _update(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], float]:
+        """One step: gradients of every share, then the optimiser's; metrics, this process's part, and the norm."""
+        options, device = self.options, self.device
+        for optimizer, times in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = times * group["times"] * options.learning_rate(self.step)
+        self.module.zero_grad(set_to_none=True)
+        metrics: dict[str, Tensor] = {}
+        seed = options.seed * 1_000_003 + self.step
+        for number, batch in enumerate(batches):
+            index = self.processes.rank * options.accumulate + number
+            torch.manual_seed(seed + 1_000_000_007 * index)  # dropout draws from the global generator
+            last = number == len(batches) - 1
+            with synced(self.share, self.processes, last):
+                with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                    loss, parts = self.share(batch, torch.Generator().manual_seed(seed))
+                (loss if self.processes.world == 1 else loss * self.processes.world).backward()
+            for key, value in {"loss": loss, **parts}.items():
+                metrics[key] = metrics[key] + value.detach() if key in metrics else value.detach()
+        norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)).item()
+        if not (math.isfinite(norm) and torch.isfinite(metrics["loss"])):
+            told = "" if self.explain is None else f"\nIts batch: {self.explain(self.step)}"
+            raise BrachiumError(
+                f"{self.name}: the loss of step {self.step} is {metrics['loss'].item()}, its gradient {norm}; "
+                f"stopped, and the save of step {self.saved} stays. Look at the data (brachium inspect), or lower "
+                f"optimization.lr{told}"
+            )
+        with _uninterrupted():  # what Ctrl-C saves must be a whole step
+            for optimizer, _ in self.optimizers:
+                optimizer.step()
+            self.step += 1
+            self._update_average()
+        return metrics, norm
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """An error as one that says what to do; others as they are."""
+        if _is_out_of_memory(error):
+            return DeviceMemoryError(
+                f"{self.name}: out of memory at step {self.step} on {self.device}. Lower optimization.batch_size "
+                f"({self.options.batch_size} now), or raise optimization.accumulate ({self.options.accumulate} now: "
+                "the same numbers in smaller parts), or type optimization.checkpointing=true; then model.head.draws, "
+                "the image size or model.action_horizon. tune=frozen or tune=lora need less than tune=full.\n"
+                f"Measured: {self._need()}"
+            )
+        if self.processes.world > 1 and is_lost(error):
+            return BrachiumError(
+                f"{self.name}: another of the {self.processes.world} processes was lost at step {self.step} "
+                f"({str(error).splitlines()[0][:160]}). The save of step {self.saved} stays: the same command with "
+                "resume=true goes on from it, with as many processes as there are"
+            )
+        return error
+
+    def _need(self) -> str:
+        """How much memory was used when there was no more, and how much of it does not depend on the batch."""
+        held = [*self.parameters.values(), *self.average.values(), *self.buffers.values()]
+        held += [v for o, _ in self.optimizers for state in o.state.values() for v in state.values()]
+        fixed = sum(local(t).numel() * local(t).element_size() for t in held if isinstance(t, Tensor))
+        gradients = sum(local(p).numel() * p.element_size() for p in self.parameters.values())
+        if not any(o.state for o, _ in self.optimizers):
+            fixed += 2 * gradients  # which the optimiser keeps from the first step on
+        rows = -(-self.options.batch_size // self.count)
+        return (
+            f"{human_bytes(peak_memory(self.device))} were used: {human_bytes(fixed + gradients)} for weights, "
+            f"averages, optimiser and gradients, the rest for the {rows} windows at once"
+        )
 
     def _due(self, every: int) -> bool:
         """Whether something happens after this step; what happens at the end is not due before it."""
         return every > 0 and self.step % every == 0 and self.step < self.options.steps
 
     def use_average(self) -> None:
-        """Put the averaged weights in place of the trained ones."""
+        """Put the averaged weights in place of the trained ones, in what `evaluate` looks at."""
+        if self.plain is self.module and self.processes.kind != "fsdp":
+            with torch.no_grad():
+                for key, parameter in self.parameters.items():
+                    parameter.copy_(self.average[key])
+            return
+        theirs = dict(self.plain.named_parameters()) if self.processes.main else {}
         with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                parameter.copy_(self.average[key])
+            for key, value in self.average.items():
+                full = whole(value)  # which all must ask for
+                if self.processes.main:
+                    theirs[key].copy_(full)
+            for key, value in self.plain.named_buffers() if self.processes.main else ():
+                if key in self.buffers:
+                    value.copy_(self.buffers[key])
 
     def _update_average(self) -> None:
         decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay
-            )
+            ours = [local(v) for v in self.average.values()]
+            torch._foreach_lerp_(ours, [local(p.detach()) for p in self.parameters.values()], 1.0 - decay)
 
-    def _evaluated(self) -> dict[str, float]:
+    def _evaluated(self, logger: TrainLog | None) -> dict[str, float]:
         """Evaluate with the averaged weights, then put the trained ones back."""
-        with self._averaged(), torch.no_grad():
-            return self.evaluate() if self.evaluate else {}
+        if self.evaluate is None:
+            return {}
+        found: dict[str, float] = {}
+        with self._averaged():
+            if logger is not None:
+                with torch.no_grad():
+                    found = logger.evaluation(self.step, self.evaluate())
+        return found
+
+    def _make_snapshot(self) -> None:
+        if self.snapshot is not None:
+            with self._averaged():
+                if self.processes.main:
+                    self.snapshot(self.step)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones."""
-        kept = {k: p.detach().clone() for k, p in self.parameters.items()}
+        """The averaged weights in place of the trained ones; the others wait for the main process."""
+        apart = self.plain is not self.module
+        kept = {} if apart else {k: p.detach().clone() for k, p in self.parameters.items()}
         self.use_average()
-        self.module.eval()
+        self.plain.eval()
         try:
             yield
         finally:
             with torch.no_grad(), _uninterrupted():
-                for key, parameter in self.parameters.items():
-                    parameter.copy_(kept[key])
-            self.module.train()
+                for key, value in kept.items():
+                    self.parameters[key].copy_(value)
+            if not apart:
+                self.module.train()
+            self.processes.wait()
 
-    @property
-    def _save_file(self) -> Path:
-        return self.folder / f"resume-{self.name}.safetensors"
+    def finish(self) -> None:
+        """Leave the model as it came: layers run as they were written."""
+        keep_again(self._layers)
+
+    # -- saves ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _asked_to_stop(self) -> Iterator[None]:
+        """SIGTERM, and among several processes Ctrl-C, end the run after the step: all must save the same one."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = [signal.SIGTERM] + ([signal.SIGINT] if self.processes.world > 1 else [])
+
+        def note(number: int, frame: Any) -> None:
+            self._stopping = signal.Signals(number).name
+
+        before = [signal.signal(number, note) for number in wanted]
+        try:
+            yield
+        finally:
+            for number, old in zip(wanted, before):
+                signal.signal(number, old)
+
+    def _save_if_room(self) -> None:
+        """A save on the way: where there is no room the work goes on."""
+        try:
+            self.save()
+        except DiskSpaceError as error:
+            if self.processes.main:
+                say_failed(error)
 
     def save(self) -> None:
         """Write everything a resumed run needs; the old save stays until the new one is whole."""
@@ -267,53 +377,64 @@ class TrainLoop:
         for optimizer, _ in self.optimizers:
             for parameter, state in optimizer.state.items():
                 tensors |= {f"optimizer/{names[id(parameter)]}/{k}": v for k, v in state.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._save_file.with_suffix(".partial")
         metadata = {"step": str(self.step), "options": json.dumps(self.identity, sort_keys=True)}
         metadata["seconds"] = str(self.spent)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        temporary.replace(self._save_file)
+        self.saves.write(tensors, metadata)
+        self.saved = self.step
 
     def _resume(self) -> None:
-        if not self._save_file.exists():
+        path = self.saves.path
+        if path is None:
             return
-        from safetensors import safe_open
-
+        metadata, shapes = self.saves.read_metadata()
         try:
-            with safe_open(self._save_file, "pt") as file:
-                metadata = file.metadata()
             saved = {k: v for k, v in json.loads(metadata["options"]).items() if k not in HABITS}
-            tensors = load_file(self._save_file)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self._save_file} is damaged: {error}\nType resume=false to start anew.") from error
-        changed = [k for k in sorted({*saved, *self.identity}) if saved.get(k) != self.identity.get(k)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}\nType resume=false to start anew.") from error
+        changed = differences(saved, self.identity)
         if changed:
             raise CheckpointError(
-                f"{self._save_file}: was trained with other options: "
-                + ", ".join(f"{k}={saved.get(k)} against {self.identity.get(k)}" for k in changed)
+                f"{path}: was trained with other options: "
+                + ", ".join(f"{k}={was} against {now}" for k, was, now in changed)
                 + ".\nGive the old options to resume, or resume=false to start anew."
             )
-        shapes = {k.removeprefix("weight/"): v.shape for k, v in tensors.items() if k.startswith("weight/")}
-        lacking = [k for k, p in self.parameters.items() if shapes.get(k) != p.shape]
+        lacking = [k for k, p in self.parameters.items() if shapes.get(f"weight/{k}") != tuple(p.shape)]
         if lacking:
             raise CheckpointError(
-                f"{self._save_file}: was trained with another model: {len(lacking)} weights do not fit, for example "
+                f"{path}: was trained with another model: {len(lacking)} weights do not fit, for example "
                 f"{lacking[:3]}.\nGive the old model to resume, or resume=false to start anew."
             )
         owner = {id(p): o for o, _ in self.optimizers for group in o.param_groups for p in group["params"]}
-        with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight/{key}"])
-                self.average[key].copy_(tensors[f"average/{key}"])
-                prefix = f"optimizer/{key}/"
-                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                owner[id(parameter)].state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
-            for key, buffer in self.buffers.items():
-                if f"buffer/{key}" in tensors:
-                    buffer.copy_(tensors[f"buffer/{key}"])
-        self.step = int(metadata["step"])
+        into: dict[str, Tensor] = {}
+        for key, parameter in self.parameters.items():
+            into |= {f"weight/{key}": parameter.detach(), f"average/{key}": self.average[key]}
+            prefix = f"optimizer/{key}/"
+            state = {}
+            for name, shape in shapes.items():
+                if name.startswith(prefix):
+                    like = parameter.detach() if shape == tuple(parameter.shape) else torch.zeros(shape)
+                    state[name.removeprefix(prefix)] = into[name] = torch.zeros_like(like)
+            owner[id(parameter)].state[parameter] = state
+        into |= {f"buffer/{key}": buffer for key, buffer in self.buffers.items() if f"buffer/{key}" in shapes}
+        self.saves.read(into)
+        self.step = self.saved = int(metadata["step"])
         self.earlier = self.spent = float(metadata.get("seconds", 0.0))
-        log(f"{self.name}: resumed at step {self.step}")
+        if self.processes.main:
+            log(f"{self.name}: resumed at step {self.step}")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two trees of plain values differ: (dotted key, old, new)."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        return found
+    return [] if old == new else [(prefix.removesuffix("."), old, new)]
+
+
+def _plainly(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -321,28 +442,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
-
-
-def _optimizers(
-    parameters: Mapping[str, nn.Parameter], options: Optimization
-) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Optimisers that share the parameters out, each with its learning rate as a multiple of the schedule's."""
-    hidden = {k: p for k, p in parameters.items() if options.muon and p.ndim == 2 and HIDDEN.search(k)}
-    rest = {k: p for k, p in parameters.items() if k not in hidden}
-    matrices, vectors = ([p for p in rest.values() if (p.ndim >= 2) == wide] for wide in (True, False))
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    made: list[tuple[torch.optim.Optimizer, float]] = [
-        (torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True), 1.0)
-    ]
-    if hidden:  # steps are scaled to the size that AdamW's have (Liu et al. 2025), so that one schedule fits both
-        muon = torch.optim.Muon(
-            list(hidden.values()),
-            lr=options.muon * options.lr,
-            weight_decay=options.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        made.append((muon, options.muon))
-    return made
 
 
 @contextmanager

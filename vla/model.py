@@ -16,6 +16,7 @@ from ..datasets.statistics import Statistics
 from ..errors import ConfigError, SpecMismatchError, StoreError, did_you_mean
 from ..spec import EmbodimentSpec, Guidance
 from .backbones.resize import Images
+from .draws import RandomSource, normal
 from .encoder import Encoding, build_encoder
 from .grounding import METRES, ROLES
 from .heads.base import Context, HeadInputs
@@ -186,7 +187,7 @@ class VLAModel(nn.Module):
         action: Float[Tensor, "b h a"],
         action_pad: Bool[Tensor, "b h"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
         executed: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, " b"]:
         """Loss of each window; padded steps and constant dimensions do not count.
@@ -284,7 +285,7 @@ class VLAModel(nn.Module):
         return self.state_in[embodiment](_widen(normalised, self._padded(state.shape[-1], "state")))
 
     def context(
-        self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str, noise: torch.Generator | None = None
+        self, encoding: Encoding, state: Float[Tensor, "b s"], embodiment: str, noise: RandomSource | None = None
     ) -> Context:
         """What the head conditions on; with `noise`, in training, what is pointed at is blurred."""
         self.spec(embodiment)
@@ -294,7 +295,7 @@ class VLAModel(nn.Module):
             return Context(vector=torch.cat(parts, dim=1), prefix=encoding.prefix, backbone=backbone)
         words = self.words_in(encoding.words)
         if noise is not None and self.training:
-            draw = torch.randn(words.shape, generator=noise, device=noise.device).to(words)
+            draw = normal(noise, tuple(words.shape)).to(words)
             words = words + self.recipe.words_noise * draw
         parts.insert(0, words)
         readout = self.encoder.point_readout
@@ -302,7 +303,7 @@ class VLAModel(nn.Module):
             # What matters for acting is where things are from the tool, not from the base.
             per_role = encoding.points.unflatten(1, (len(ROLES), -1))
             if noise is not None and self.training:
-                draw = torch.randn(per_role.shape, generator=noise, device=noise.device).to(per_role)
+                draw = normal(noise, tuple(per_role.shape)).to(per_role)
                 spread = torch.full(per_role.shape[-1:], self.recipe.points_noise * 2.0, device=per_role.device)
                 spread[-3:] = self.recipe.points_noise / METRES
                 per_role = per_role + spread * draw
@@ -313,7 +314,7 @@ class VLAModel(nn.Module):
         if self.around_in is not None and encoding.around is not None:
             around = self.around_in(encoding.around.float())
             if noise is not None and self.training:
-                draw = torch.randn(around.shape, generator=noise, device=noise.device).to(around)
+                draw = normal(noise, tuple(around.shape)).to(around)
                 around = around + self.recipe.surround_noise * draw
             parts.append(around)
         return Context(vector=torch.cat(parts, dim=1))

@@ -24,6 +24,7 @@ from ..datasets.store import EpisodeStore
 from ..datasets.window import WindowDataset, WindowSpec
 from .backbones.resize import Images
 from .checkpoint import share
+from .draws import Draws, RandomSource
 from .encoder import Encoding
 from .model import VLAModel, stack_images
 
@@ -41,11 +42,37 @@ def episode_key(episode: EpisodeInfo) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which rows of a batch somebody has.
+
+    Attributes:
+        first: Number of the first.
+        total: Rows of the whole batch.
+        counts: False for a row that is another's, computed for nothing: processes that share a batch must all run the
+            same parts of a model, whether there is something for each in it or not.
+    """
+
+    first: int
+    total: int
+    counts: bool = True
+
+    @classmethod
+    def of(cls, total: int, index: int, count: int) -> tuple[Rows, slice]:
+        """Share `index` of `count`, and where it lies."""
+        first, last = index * total // count, (index + 1) * total // count
+        if first == last:
+            first = min(first, total - 1)
+            return cls(first=first, total=total, counts=False), slice(first, first + 1)
+        return cls(first=first, total=total), slice(first, last)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyBatch:
     """b windows: state (b, s), action (b, h, a), action_pad (b, h), and either an encoding or images and tokens.
 
     `previous` (b, a) is the action before each window; where `first` (b,) is True there is none. `executed` (b, h, a)
-    is what was done where it differs from what would have been right.
+    is what was done where it differs from what would have been right. `share` says which windows of a larger batch
+    they are, where they are not all of it.
     """
 
     embodiment: str
@@ -58,6 +85,23 @@ class PolicyBatch:
     encoding: Encoding | None = None
     images: Images | None = None
     tokens: Int[Tensor, "b l"] | None = None
+    share: Rows | None = None
+
+    @property
+    def total(self) -> int:
+        """Windows of the whole batch of this embodiment."""
+        return len(self.state) if self.share is None else self.share.total
+
+    @property
+    def counts(self) -> bool:
+        """Whether these windows are learnt from: a share of fewer windows than there are shares borrows one."""
+        return self.share is None or self.share.counts
+
+    def draws(self, generator: torch.Generator) -> RandomSource:
+        """Random numbers of these windows, which are the same however a batch is shared out."""
+        if self.share is None:
+            return generator
+        return Draws(generator=generator, first=self.share.first, rows=len(self.state), total=self.share.total)
 
     def encode(self, model: VLAModel) -> Encoding:
         """The cached encoding, or a fresh one from the images."""
@@ -121,6 +165,19 @@ class PolicyData:
     def make(self, step: int) -> PolicyBatch:
         """The training batch of a step."""
         return self.batch(self.sampler.batch(step))
+
+    def described(self, indices: np.ndarray) -> list[str]:
+        """Which windows they are: store, episode and frame, and what in them is no number."""
+        window = self.windows.batch(indices, images=False)
+        owners, _ = self.store.locate(window.frame[:, -1])
+        found = []
+        for row, (owner, frame) in enumerate(zip(owners, window.frame[:, -1])):
+            text = f"{self.store.path} episode {int(owner)} frame {int(frame - self.store.offsets[int(owner)])}"
+            broken = [
+                k for k, v in (("state", window.state), ("action", window.action)) if not np.isfinite(v[row]).all()
+            ]
+            found.append(text + (f" ({' and '.join(broken)} not finite)" if broken else ""))
+        return sorted(found, key=lambda text: "not finite" not in text)
 
     def batch(self, indices: np.ndarray) -> PolicyBatch:
         """Some windows."""

@@ -23,7 +23,8 @@ from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, StoreError
 from .ground import LABEL, Grounding, SceneData
 from .grounding import METRES, Glimpse, PointReadout
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
+from .optim import Optimization
 from .pretrain_data import same_body
 from .pretrained import Pretrained, identity_of
 from .tokenizer import InstructionEncoder

@@ -28,7 +28,8 @@ from .encoder import Encoder, build_encoder, word_loss
 from .ground import Grounding
 from .grounding import grounding_loss, inside
 from .looking import PatchNames, looking_loss
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
+from .optim import Optimization
 from .pretrain_data import SEEN, Mixture, PretrainBatch, corpus_of, names_of, record_all, same_body
 from .pretrained import Pretrained, identity_of
 from .probe import linear_probe

@@ -17,8 +17,9 @@ from ..datasets.store import EpisodeStore
 from ..errors import ConfigError, StoreError
 from ..spec import DETAIL
 from .grounding import LEAST_SPREAD
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
 from .model import stack_images
+from .optim import Optimization
 from .pretrained import Pretrained, identity_of
 from .scene_reader import GRIPPER, TABLE, ReaderNet, Reading, SceneReader, Spotter, Universe, reading_loss, spot_loss
 

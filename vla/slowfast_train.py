@@ -17,8 +17,9 @@ from ..console import human_time, log, progress
 from ..datasets.store import EpisodeStore
 from ..errors import ConfigError
 from .judge import Features
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
 from .model import stack_images
+from .optim import Optimization
 from .pretrained import Pretrained, identity_of
 from .slowfast import Sizes, SlowFast, SlowFastModel, shrunk
 

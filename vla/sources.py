@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ..datasets.window import WindowDataset, WindowSpec
 from ..errors import ConfigError, StoreError
 from ..spec import EmbodimentSpec
 from .model import VLAModel
-from .policy_data import PolicyBatch, PolicyData, cached_encodings, episode_key, joined
+from .policy_data import PolicyBatch, PolicyData, Rows, cached_encodings, episode_key, joined
 from .recipe import Recipe
 from .relative import relative_statistics, relative_to
 
+EXPLAINED = 6
+"""Windows of a batch that an error names."""
 FITTED_WINDOWS = 2000
 """Windows of each embodiment that an action tokenizer is fitted to."""
 
@@ -163,12 +165,41 @@ class MixedData:
 
     def make(self, step: int) -> list[PolicyBatch]:
         """The training batch of a step."""
+        return self.make_share(step, 0, 1)
+
+    def make_share(self, step: int, index: int, count: int) -> list[PolicyBatch]:
+        """Share `index` of `count` of a step's batch: of every embodiment in it, as many windows as of the others."""
+        found = []
+        for drawn in self._drawn(step).values():
+            rows, where = Rows.of(len(drawn), index, count)
+            mine = drawn[where]
+            parts = [self.training[k].batch(mine[mine[:, 0] == k, 1]) for k in np.unique(mine[:, 0])]
+            batch = joined(parts)
+            found.append(batch if count == 1 else replace(batch, share=rows))
+        return found
+
+    def _drawn(self, step: int) -> dict[str, np.ndarray]:
+        """Embodiment -> (source, window) of every window of a step's batch, in order of the sources."""
         if self.sampler is None:
-            return [self.training[0].make(step)]
+            windows = self.training[0].sampler.batch(step)
+            return {self.training[0].store.embodiment.name: np.stack([np.zeros_like(windows), windows], axis=1)}
         source, window = self.sampler.draws(step * self.batch_size, self.batch_size)
-        found: dict[str, list[PolicyBatch]] = {}
+        found: dict[str, list[np.ndarray]] = {}
         for k, part in enumerate(self.training):
             if (source == k).any():
-                batch = part.batch(window[source == k])
-                found.setdefault(batch.embodiment, []).append(batch)
-        return [joined(parts) for parts in found.values()]
+                chosen = window[source == k]
+                both = np.stack([np.full_like(chosen, k), chosen], axis=1)
+                found.setdefault(part.store.embodiment.name, []).append(both)
+        return {name: np.concatenate(each) for name, each in found.items()}
+
+    def explain(self, step: int) -> str:
+        """Which windows a step's batch was made of, those first that hold something that is no number."""
+        texts = [
+            text
+            for drawn in self._drawn(step).values()
+            for k in np.unique(drawn[:, 0])
+            for text in self.training[k].described(drawn[drawn[:, 0] == k, 1])
+        ]
+        texts.sort(key=lambda text: "not finite" not in text)
+        more = f", and {len(texts) - EXPLAINED} more" if len(texts) > EXPLAINED else ""
+        return ", ".join(texts[:EXPLAINED]) + more

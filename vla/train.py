@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..console import human_time, log, require_disk
+from ..console import human_time, log, require_disk, silence, typed
 from ..datasets.statistics import Statistics
 from ..errors import ConfigError
 from ..spec import Observation
 from .build import build_model, extend_checkpoint, fit_tokenizers
 from .checkpoint import Golden, load_checkpoint, make_golden, read_goldens, save_checkpoint
+from .draws import RandomSource
 from .ground import Grounding
 from .heldout import evaluate_heldout
-from .loop import Optimization, TrainLoop
+from .loop import TrainLoop
 from .model import VLAModel
+from .optim import Optimization
+from .parallel import Processes, announced, join, launch, leave
 from .policy_data import PolicyBatch, encoding_key
 from .recipe import Recipe, trust
 from .sources import MixedData, Source, open_sources, sampled_chunks, statistics_of
@@ -52,6 +57,8 @@ def train(
     snapshot_every: int = 0,
     resume: bool = False,
     device: str = "auto",
+    processes: int = 1,
+    patience: float = 300.0,
 ) -> int:
     """Train a policy on the successful episodes of one or several stores.
 
@@ -82,19 +89,81 @@ def train(
             with training; 0 for none.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
+        processes: Processes of this machine that share the work (`optimization.parallel` says how), one for each GPU;
+            of several machines, start the command with torchrun or Slurm on each.
+        patience: How long they wait for each other at the start [s].
     """
+    if processes > 1 and not announced():
+        return launch(processes, typed())
+    group, place = join(optimization.parallel, choose_device(device), patience)
+    try:
+        with silence() if not group.main else nullcontext():
+            return _train(
+                group=group,
+                place=torch.device(place),
+                store=store,
+                model=model,
+                optimization=optimization,
+                out=out,
+                weights=weights,
+                grounding=grounding,
+                encoder=encoder,
+                init=init,
+                tune=tune,
+                lora_rank=lora_rank,
+                freeze=freeze,
+                insulate=insulate,
+                heldout=heldout,
+                env=env,
+                evaluator=evaluator,
+                evaluate_every=evaluate_every,
+                snapshot_every=snapshot_every,
+                resume=resume,
+            )
+    finally:
+        leave()
+
+
+def _train(
+    *,
+    group: Processes,
+    place: torch.device,
+    store: str | list[str],
+    model: Recipe,
+    optimization: Optimization,
+    out: str,
+    weights: list[float] | None,
+    grounding: Grounding | None,
+    encoder: str | None,
+    init: str | None,
+    tune: str,
+    lora_rank: int,
+    freeze: list[str] | None,
+    insulate: bool,
+    heldout: float,
+    env: Callable[..., Any] | None,
+    evaluator: Callable[..., Any] | None,
+    evaluate_every: int,
+    snapshot_every: int,
+    resume: bool,
+) -> int:
+    """Train in this process, which is alone or one of several."""
     begin = time.monotonic()
     trust(*model.packages)  # who typed the recipe trusts what it names
     check_tuning(tune, lora_rank, insulate=insulate, init=init is not None)
     if init is not None and (encoder is not None or grounding is not None):
         raise ConfigError("init=CHECKPOINT brings its own encoder: leave encoder and grounding out")
+    if grounding is not None and group.world > 1:
+        raise ConfigError(
+            f"grounding runs in one process, got {group.world}: ground an encoder first (brachium pretrain, or this "
+            "command without processes=) and give it with encoder=CHECKPOINT grounding=null"
+        )
     sources = open_sources(store, heldout)
     _check_env(env, sources)
     folder = Path(out)
     require_disk(folder, 200e6, "training")
     if (folder / "checkpoint").exists() and not resume:
         log(f"{folder}/checkpoint exists and will be replaced when training ends")
-    place = torch.device(choose_device(device))
     notes: dict[str, Any] = {"seconds": {}}
     if init is not None:
         vla, fresh = extend_checkpoint(init, sources, optimization.seed)
@@ -125,14 +194,16 @@ def train(
             log("the backbone has random weights and stays as it is: type tune=full to train it with the head")
     keys = [encoding_key(vla, source.store) for source in sources]
     tuning = Tuning(vla, tune, lora_rank, optimization.seed, fresh, freeze or ())
-    data = MixedData(
-        sources,
-        vla,
-        weights=weights,
-        batch_size=optimization.batch_size,
-        seed=optimization.seed,
-        cached=tune in ("frozen", "embodiment") and vla.recipe.points,
-    )
+    with group.main_first():  # what the others need of the encodings is there when they look
+        data = MixedData(
+            sources,
+            vla,
+            weights=weights,
+            batch_size=optimization.batch_size,
+            seed=optimization.seed,
+            cached=tune in ("frozen", "embodiment") and vla.recipe.points,
+        )
+    plain = copy.deepcopy(vla).cpu() if group.kind == "fsdp" else vla  # in one piece, for what looks at the whole
     _announce(vla, sources, data)
     if snapshot_every and tune == "lora":
         raise ConfigError("snapshot_every needs tune=full or frozen: adapters are merged when training ends")
@@ -142,18 +213,25 @@ def train(
         noted |= {"store": _noted(sources), "head": type(vla.head).__name__}
         target = folder / "snapshots" / f"{step:07d}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(target, vla, _goldens(vla, sources, init, tune), noted)
+        save_checkpoint(target, plain, _goldens(plain, sources, init, tune), noted)
+
+    def evaluate() -> dict[str, float]:
+        found = _evaluate(plain.to(place), data, statistics)
+        if plain is not vla:
+            plain.cpu()
+        return found
 
     writers = {name: ActionWriter(vla, name) for name in statistics} if insulate and vla.recipe.points else {}
     loop = TrainLoop(
         name="act",
         module=vla,
         make_batch=data.make,
+        make_share=data.make_share,
         loss=_objective(vla, writers),
         options=optimization,
         folder=folder,
         resume=resume,
-        evaluate=(lambda: _evaluate(vla, data, statistics)) if data.testing else None,
+        evaluate=evaluate if data.testing else None,
         evaluate_every=evaluate_every,
         snapshot=snapshot,
         snapshot_every=snapshot_every,
@@ -164,14 +242,21 @@ def train(
             "heldout": heldout,
             "tune": [tune, lora_rank if tune == "lora" else None, insulate, init, freeze],
         },
+        explain=data.explain,
+        processes=group,
+        plain=plain,
     )
     metrics = loop.run()
     loop.use_average()
+    loop.finish()
+    if not group.main:
+        return 0
     tuning.finish()
     notes["seconds"]["total"] = loop.earlier + time.monotonic() - begin
     notes |= {"metrics": metrics, "loader_wait": loop.wait_share, "seed": optimization.seed, "init": init}
     notes["statistics"] = {name: found.to_dict() for name, found in statistics.items()}
-    checkpoint = _save(folder, vla.cpu(), sources, notes, tune)
+    checkpoint = _save(folder, plain.cpu(), sources, notes, tune)
+    loop.saves.remove_here()
     if env is not None and evaluator is not None:
         evaluator(checkpoint=str(checkpoint), env=env, out=str(folder / "eval"))
     return 0
@@ -182,7 +267,6 @@ def _save(folder: Path, vla: VLAModel, sources: Sequence[Source], notes: dict[st
     notes |= {"store": _noted(sources), "head": type(vla.head).__name__}
     checkpoint = save_checkpoint(folder / "checkpoint", vla, _goldens(vla, sources, notes["init"], tune), notes)
     load_checkpoint(checkpoint)  # a checkpoint that cannot be loaded is no result
-    (folder / "resume-act.safetensors").unlink(missing_ok=True)
     log(f"{checkpoint}: saved and verified, {human_time(notes['seconds']['total'])}")
     return checkpoint
 
@@ -199,34 +283,38 @@ def _announce(vla: VLAModel, sources: Sequence[Source], data: MixedData) -> None
 def _objective(
     vla: VLAModel, writers: dict[str, ActionWriter]
 ) -> Callable[[list[PolicyBatch], torch.Generator], tuple[Tensor, dict[str, Tensor]]]:
-    """The head's loss over all windows, and with `writers` the insulated encoder's own."""
+    """The head's loss over all windows, and with `writers` the insulated encoder's own.
+
+    Of a share of the windows it is their part of the mean over all; the shares' sum is that mean.
+    """
 
     def loss(batches: list[PolicyBatch], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        count = sum(len(batch.state) for batch in batches)
+        count = sum(batch.total for batch in batches)
         total = torch.zeros((), device=vla.device)
         parts: dict[str, Tensor] = {}
         rows: dict[str, int] = {}
         for batch in batches:
-            share = len(batch.state) / count
+            share = len(batch.state) * batch.counts / count
+            draws = batch.draws(generator)
             if writers:
-                found, said = _insulated(vla, writers[batch.embodiment], batch, generator)
+                found, said = _insulated(vla, writers[batch.embodiment], batch, draws)
                 parts["language"] = parts.get("language", torch.zeros_like(total)) + share * said.detach()
             else:
                 encoding = batch.encode(vla)
-                args = (batch.state, batch.action, batch.action_pad, batch.embodiment, generator, batch.executed)
+                args = (batch.state, batch.action, batch.action_pad, batch.embodiment, draws, batch.executed)
                 found = vla.loss(encoding, *args).mean()
             total = total + share * found
             if len(batches) > 1:
                 name = f"loss/{batch.embodiment}"
-                parts[name] = parts.get(name, torch.zeros_like(total)) + len(batch.state) * found.detach()
-                rows[name] = rows.get(name, 0) + len(batch.state)
+                parts[name] = parts.get(name, torch.zeros_like(total)) + share * count * found.detach()
+                rows[name] = rows.get(name, 0) + batch.total
         return total, {k: v / rows.get(k, 1) for k, v in parts.items()}
 
     return loss
 
 
 def _insulated(
-    vla: VLAModel, writer: ActionWriter, batch: PolicyBatch, generator: torch.Generator
+    vla: VLAModel, writer: ActionWriter, batch: PolicyBatch, generator: RandomSource
 ) -> tuple[Tensor, Tensor]:
     """The head's loss on features cut off from the encoder plus the encoder's of saying the actions; and the latter."""
     if batch.images is None or batch.tokens is None:

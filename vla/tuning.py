@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError, did_you_mean
 from .build import owned_by
-from .loop import HIDDEN
 from .model import VLAModel
+from .optim import HIDDEN
 from .questions import IGNORE, location_tokens
 
 TUNES = ("frozen", "lora", "full", "embodiment")

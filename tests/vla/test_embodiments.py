@@ -17,7 +17,7 @@ from brachium.vla.build import fit_tokenizers, owned_by
 from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
 from brachium.vla.encoder import Encoding
 from brachium.vla.heads.written import Written
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.policy_data import joined
 from brachium.vla.sources import MixedData, embodiments_of, open_sources, sampled_chunks, statistics_of
 from brachium.vla.tokenizer import word_tokenizer

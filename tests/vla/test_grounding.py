@@ -23,7 +23,7 @@ from brachium.vla.grounding import (
     patch_centres,
     patches_around,
 )
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 
 from .conftest import make_model, make_recipe, record_demos, record_scenes
 

@@ -7,7 +7,7 @@ import torch
 from brachium.errors import CheckpointError
 from brachium.vla.judge import Features, Judge, JudgeNet, auroc, calibrate, expected_calibration_error
 from brachium.vla.judge_train import Examples, fit_judge
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.pretrained import Pretrained
 
 

@@ -18,7 +18,7 @@ from brachium.policies.executor import RecedingHorizon
 from brachium.policies.vla_policy import VLAPolicy
 from brachium.spec import EmbodimentSpec, FeatureSpec, Observation
 from brachium.vla.exchange.lerobot_plugin import identity_of
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.train import train
 
 from .conftest import SIZE, make_recipe, record_demos

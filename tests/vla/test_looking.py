@@ -11,7 +11,7 @@ from brachium.errors import ConfigError, StoreError
 from brachium.vla.card import model_card, recipe_hash
 from brachium.vla.ground import Grounding
 from brachium.vla.looking import Looks, PatchNames, looking_loss, middles, token_labels
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.pretrain_data import Mixture, corpus_of, names_of, record_all, words_of
 from brachium.vla.probe import linear_probe
 from brachium.vla.questions import IGNORE, NamePriors, QuestionEncoder, Speller

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from brachium.errors import BrachiumError, CheckpointError, ConfigError, DeviceMemoryError
-from brachium.vla.loop import Optimization, TrainLoop
+from brachium.vla.loop import TrainLoop
+from brachium.vla.optim import Optimization
 
 OPTIONS = Optimization(
     steps=20, batch_size=4, lr=1e-2, warmup=5, ema=0.9, precision="float32", log_every=2, save_every=10, seed=3
 )
+
+OF_THE_MACHINE = ("time", "steps_per_s", "loader_wait", "samples_per_s", "memory", "mfu")
 
 MEMORY_ERRORS = (
     torch.OutOfMemoryError("CUDA out of memory"),
@@ -74,7 +77,7 @@ def assert_same(a, b):
 
 def log_of(folder):
     lines = [json.loads(line) for line in (folder / "log-toy.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_s", "loader_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_THE_MACHINE} for line in lines]
 
 
 class Stop(Exception):
@@ -276,7 +279,7 @@ def test_a_crash_while_saving_leaves_the_old_save(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise Stop
 
-    monkeypatch.setattr("brachium.vla.loop.save_file", torn)
+    monkeypatch.setattr("brachium.vla.resume.save_file", torn)
     with pytest.raises(Stop):
         loop.save()
     assert_same(before, load_file(tmp_path / "resume-toy.safetensors"))

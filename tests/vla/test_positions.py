@@ -13,7 +13,7 @@ from brachium.envs.scenes import SceneSampler
 from brachium.envs.tasks.stack import Stack
 from brachium.errors import ConfigError, StoreError
 from brachium.vla.grounding import METRES, Glimpse, PointReadout
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.positions_train import Seen, errors_of, joined, seen_of, train_positions
 from brachium.vla.pretrained import Pretrained
 

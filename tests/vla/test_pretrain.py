@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMismatchError, StoreError
 from brachium.vla.checkpoint import load_checkpoint
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.pretrain import Seeing, pretrain
 from brachium.vla.pretrain_data import corpus_of
 from brachium.vla.pretrained import Pretrained

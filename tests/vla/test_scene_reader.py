@@ -13,7 +13,7 @@ from brachium.envs.longhorizon.skills import SkillTask
 from brachium.envs.record import write_episode
 from brachium.envs.scenes import SceneSampler
 from brachium.errors import CheckpointError, ConfigError
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 from brachium.vla.pretrained import Pretrained
 from brachium.vla.scene_reader import (
     SHARP,

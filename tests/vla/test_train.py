@@ -23,12 +23,14 @@ from brachium.errors import CheckpointError, ConfigError, NotFoundError, SpecMis
 from brachium.vla.checkpoint import load_checkpoint, predict, read_goldens, read_meta
 from brachium.vla.ground import Grounding
 from brachium.vla.heldout import evaluate_heldout
-from brachium.vla.loop import Optimization, TrainLoop
+from brachium.vla.loop import TrainLoop
+from brachium.vla.optim import Optimization
 from brachium.vla.policy_data import PolicyData, cached_encodings, encoding_key, episode_key
 from brachium.vla.sources import usable_episodes
 from brachium.vla.train import train
 
 from .conftest import make_embodiment, make_model, make_recipe, record_demos, record_scenes, vlm_config
+from .test_loop import OF_THE_MACHINE
 
 FAST = Optimization(
     steps=12, batch_size=8, warmup=2, precision="float32", log_every=3, save_every=4, lr=3e-3, ema=0.9, seed=1
@@ -503,7 +505,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path, demos, scene
     assert_same(whole, parts)
     logs = [
         [
-            {k: v for k, v in json.loads(line).items() if k not in ("time", "steps_per_s", "loader_wait")}
+            {k: v for k, v in json.loads(line).items() if k not in OF_THE_MACHINE}
             for line in (tmp_path / name / "log-act.jsonl").read_text().splitlines()
         ]
         for name in ("whole", "parts")
@@ -549,7 +551,7 @@ def test_another_training_is_not_resumed(tmp_path, demos, scenes):
     changes = {
         "optimization.lr=0.5": "lr=0.001 against 0.5",
         f"store={other.path}": "encoder_and_data=",
-        "model.head.steps=2": "recipe=",
+        "model.head.steps=2": "recipe.head.steps=5 against 2",
         "heldout=0.4": "heldout=0.3 against 0.4",
         "tune=full": "tune=['frozen', None, False, None, None] against ['full', None, False, None, None]",
         "grounding.word_dropout=0.4": "encoder_and_data=",

@@ -56,13 +56,8 @@ class HFBackbone(nn.Module):
         rope_theta: Base of the rotary embedding in place of the model's own (SmolVLA's is 10 000).
         attention: Attention kernel of `transformers`: ``sdpa``, ``eager``, ``packed`` (`packed_attention`), or
             ``auto``: `packed` in training, else `sdpa`.
-
-    Attributes:
-        stops: Whether `read` breaks off where nobody wants the last layer's states. Wrappers that must see a layer's
-            end (FSDP) set it to False.
     """
 
-    stops = True
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -99,6 +94,7 @@ class HFBackbone(nn.Module):
         if rope_theta is not None:
             self._turn_by(rope_theta)
         make_lean([*self.family.language_model.layers, *self.family.parts["vision"].modules()])
+        self.family.language_model.layers[-1].stays_whole = True  # for a head that takes its keys, and not its output
         self.image_size, self.grid = self.family.image_size, self.family.grid
         self.token_grid = self.family.token_grid
         self.width = int(self.vlm.config.text_config.hidden_size)
@@ -253,7 +249,7 @@ class HFBackbone(nn.Module):
                 [where.to(device)[:, None].expand(-1, b, -1), after.expand(len(where), -1, -1)], dim=2
             )
         sequence = torch.cat(list(parts.values()), dim=1)
-        cache = KeptLayers(self.layers.count, stops=not states and self.stops and not compiling()) if keep else None
+        cache = KeptLayers(self.layers.count, stops=not states and not compiling()) if keep else None
         last = sequence[..., :0]
         with suppress(Read):
             last = self.family.read(

@@ -18,7 +18,8 @@ from torch import nn
 from ...console import human_time, log, require_disk
 from ...errors import ConfigError
 from ..checkpoint import checksums
-from ..loop import Optimization, TrainLoop
+from ..loop import TrainLoop
+from ..optim import Optimization
 from .frames import FrameData
 from .generator import Guidance, inflated
 from .others import COUNT, Others

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..loop import Optimization
+from ..optim import Optimization
 from .generator import Guidance
 from .parts import Plan, node_of, train_parts
 from .stages import Augmentation

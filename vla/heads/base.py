@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..attention import LayerShape
 from ..backbones.base import Backbone, Prefix
+from ..draws import RandomSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class ActionHead(Protocol):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
     ) -> Float[Tensor, " b"]:
         """Loss of each chunk; steps and dimensions whose mask is False do not count."""
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError, did_you_mean
+from ..draws import RandomSource, integers, normal
 from .base import Context, ContextPool, HeadInputs, masked_mean
 from .flow import time_features
 from .mlp import ChunkMLP
@@ -80,14 +81,14 @@ class DiffusionHead(nn.Module):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
     ) -> Float[Tensor, " b"]:
         """Squared error of the prediction, averaged over `draws` of noise and level."""
         b, draws, device = len(actions), self.draws, actions.device
         actions = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)
         target = actions.repeat_interleave(draws, 0)
-        noise = torch.randn(target.shape, generator=generator, device=generator.device).to(device) * dim_mask
-        level = torch.randint(len(self.alphas), (b * draws,), generator=generator, device=generator.device).to(device)
+        noise = normal(generator, tuple(target.shape)).to(device) * dim_mask
+        level = integers(generator, len(self.alphas), (b * draws,)).to(device)
         kept = self.alphas[level][:, None, None]
         alpha, sigma = kept.sqrt(), (1.0 - kept).sqrt()
         wanted = {"noise": noise, "sample": target, "velocity": alpha * noise - sigma * target}[self.predict]

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..draws import RandomSource, integers, normal, uniform
 from .base import Context, ContextPool, HeadInputs, masked_mean
 from .mlp import ChunkMLP
 from .solvers import Guide, check_solver, guided, integrate
@@ -89,7 +90,7 @@ class FlowMatching(nn.Module):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
         executed: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, " b"]:
         """Squared error of the velocity, averaged over `draws` of noise and time.
@@ -100,13 +101,12 @@ class FlowMatching(nn.Module):
                 right; it is what rows that are given hold. None where there is no difference.
         """
         shape, device = (len(actions) * self.draws, *actions.shape[1:]), actions.device
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device).to(device)
-        uniform = torch.rand(shape[0], generator=generator, device=generator.device).to(device)
+        noise = normal(generator, shape).to(device)
         # Beta(alpha, 1) by its inverse cumulative distribution; t = 0 itself is never asked for.
-        t = uniform ** (1.0 / self.time_alpha) * 0.999 + 0.001
+        t = uniform(generator, shape[:1]).to(device) ** (1.0 / self.time_alpha) * 0.999 + 0.001
         given = None
         if self.max_delay:
-            delays = torch.randint(self.max_delay + 1, (shape[0], 1), generator=generator, device=generator.device)
+            delays = integers(generator, self.max_delay + 1, (shape[0], 1))
             given = torch.arange(shape[1], device=device) < delays.to(device)
         return self.loss_at(context, actions, step_mask, dim_mask, embodiment, noise, t, given, executed)
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError, did_you_mean
+from ..draws import RandomSource
 from .base import Context, ContextPool, HeadInputs, masked_mean
 
 DECODES = ("pooled", "parallel")
@@ -93,7 +94,7 @@ class RegressionHead(nn.Module):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
     ) -> Float[Tensor, " b"]:
         """Error of the chunk."""
         target = torch.where(step_mask[:, :, None] & dim_mask, actions, 0.0)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..attention import TransformerBlock
+from ..draws import RandomSource
 from ..recipe import instantiate
 from .base import Context, ContextPool, HeadInputs
 from .written import Written, target_loss, write
@@ -75,7 +76,7 @@ class TokenizedHead(nn.Module):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
     ) -> Float[Tensor, " b"]:
         """Cross-entropy of the next token among those allowed, targets blurred where tokens have an order."""
         written = Written.of(self.tokenizer, actions, step_mask, dim_mask)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, did_you_mean
 from ..backbones.base import Backbone, Prefix
+from ..draws import RandomSource
 from ..recipe import instantiate
 from .base import Context, HeadInputs
 from .written import Written, target_loss, write
@@ -94,7 +95,7 @@ class VocabularyHead(nn.Module):
         step_mask: Bool[Tensor, "b h"],
         dim_mask: Bool[Tensor, " a"],
         embodiment: str,
-        generator: torch.Generator,
+        generator: RandomSource,
     ) -> Float[Tensor, " b"]:
         """Cross-entropy of what is said, averaged over its tokens."""
         backbone, prefix = _speaker(context)

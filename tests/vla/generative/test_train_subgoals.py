@@ -20,7 +20,7 @@ from brachium.vla.generative.stages import Augmentation, Stages
 from brachium.vla.generative.system import SubgoalSystem
 from brachium.vla.generative.train import train_video, train_visual
 from brachium.vla.heads.regression import RegressionHead
-from brachium.vla.loop import Optimization
+from brachium.vla.optim import Optimization
 
 SHORT = Optimization(steps=6, batch_size=8, warmup=2, ema=0.9, precision="float32", log_every=2, save_every=3, seed=1)
 COMMON = {

@@ -1,0 +1,113 @@
+"""Several processes that train one model: the numbers of one, saves for any number, and what happens to a lost one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brachium.vla.checkpoint import load_checkpoint
+
+from .conftest import make_embodiment, make_recipe, record_demos
+
+WORKER = Path(__file__).resolve().parents[1] / "support" / "training_group.py"
+STEPS, SAVED, ENOUGH = 50, 30, 36
+EXPERT = {
+    "_target_": "brachium.vla.heads.expert.ExpertHead",
+    "width": 32,
+    "mlp": 32,
+    "draws": 2,
+    "max_delay": 2,
+    "steps": 2,
+}
+
+
+def scenario(stores, out, **optimization):
+    """A training of every weight, on robots of two kinds in one batch."""
+    options = {"steps": STEPS, "batch_size": 12, "warmup": 5, "lr": 1e-3, "ema": 0.9, "precision": "float32"}
+    options |= {"log_every": 1, "save_every": SAVED, "seed": 1, **optimization}
+    recipe = make_recipe(EXPERT, action_horizon=4).to_dict()
+    return {"store": stores, "out": str(out), "model": recipe, "optimization": options, "heldout": 0.2}
+
+
+def together(processes, runs, folder):
+    """Run trainings in so many processes."""
+    file = folder / f"runs-{processes}.json"
+    file.write_text(json.dumps(runs))
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(WORKER), str(file)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def losses(out, key="loss"):
+    """Step -> loss."""
+    lines = [json.loads(line) for line in (Path(out) / "log-act.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def curve(out, key="loss"):
+    found = losses(out, key)
+    return np.array([found[k] for k in sorted(found)])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of trainings by one, two and four processes, and of those that went on from what four had saved."""
+    folder = tmp_path_factory.mktemp("parallel")
+    other = make_embodiment("other", names=("x", "y", "z"), actions=2)
+    stores = [
+        str(record_demos(folder / "tiny", range(8)).path),
+        str(record_demos(folder / "other", range(2), spec=other).path),
+    ]
+    first = [scenario(stores, folder / "one"), scenario(stores, folder / "parts", accumulate=3, checkpointing=True)]
+    together(1, first, folder)
+    kinds = ("ddp", "fsdp")
+    for count in (4, 2):
+        runs = [scenario(stores, folder / f"{kind}-{count}", parallel=kind) for kind in kinds]
+        if count == 4:  # whose save of step 30 is there until the end
+            to = [[str(folder / f"{kind}-4-to-{n}") for n in (2, 1)] for kind in kinds]
+            runs = [{**run, "copy": ENOUGH, "to": places} for run, places in zip(runs, to)]
+        else:
+            resumed = [scenario(stores, folder / f"{kind}-4-to-2", parallel=kind) for kind in kinds]
+            runs += [{**run, "resume": True, "stop": ENOUGH} for run in resumed]
+        together(count, runs, folder)
+    alone = [{**scenario(stores, folder / f"{kind}-4-to-1"), "resume": True} for kind in kinds]
+    together(1, [{**alone[0], "stop": ENOUGH}, alone[1]], folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["parts", "ddp-4", "ddp-2", "fsdp-4", "fsdp-2"])
+def test_the_losses_are_those_of_one_process(runs, name):
+    """Of every step, of each embodiment, and held-out; by parts of a step with recomputed activations too."""
+    for key in ("loss", "loss/tiny", "loss/other", "eval/loss"):
+        assert len(curve(runs / "one", key)) >= (1 if key.startswith("eval") else 30)
+        np.testing.assert_allclose(curve(runs / name, key), curve(runs / "one", key), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("count", [2, 1])
+def test_what_four_saved_goes_on_with_fewer(runs, kind, count):
+    """The next losses are those that four would have had, to the order of sums."""
+    name = f"{kind}-4-to-{count}"
+    again, whole = losses(runs / name), losses(runs / f"{kind}-4")
+    assert list(again)[:ENOUGH] == list(range(1, ENOUGH + 1))
+    for step, loss in again.items():
+        assert loss == pytest.approx(whole[step], abs=1e-5)
+    assert again[SAVED + 1] == pytest.approx(whole[SAVED + 1], rel=2e-6)  # nothing was learnt in between
+
+
+@pytest.mark.parametrize("name", ["ddp-4", "fsdp-4", "fsdp-4-to-1"])
+def test_the_checkpoint_is_that_of_one_process(runs, name):
+    """It proves itself on loading, and its averaged weights are the same."""
+    one, other = (load_checkpoint(runs / n / "checkpoint").state_dict() for n in ("one", name))
+    assert one.keys() == other.keys()
+    far = {k: (one[k] - other[k]).abs().max().item() for k in one if one[k].is_floating_point() and one[k].numel()}
+    assert max(far.values()) < 2e-3, max(far, key=far.get)
+    assert torch.equal(one["action_scale_tiny"], other["action_scale_tiny"])
