@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if os.environ.get("BRACHIUM_TRACEBACK") == "1":
             raise
-        print("interrupted", file=sys.stderr)
+        if "RANK" not in os.environ:  # one of several processes: who started them says so
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `brachium list | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,9 +7,12 @@ batch, so a share's loss is its part of the whole batch's times the number of pr
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import BrachiumError, ConfigError
+from ..hardware import cores
 from .optim import HIDDEN
 
 STARTED = ("RANK", "WORLD_SIZE")
@@ -158,11 +162,39 @@ def launch(processes: int, words: Sequence[str] | None) -> int:
         raise ConfigError(
             f"processes={processes} starts the typed command again, and there is none. Start Python with torchrun"
         )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     kept = [word for word in words if not word.startswith("processes=")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    cores = max(1, (os.cpu_count() or 1) // processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
-    return subprocess.run([*command, "-m", "brachium", *kept], env=environment, check=False).returncode
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters the processes say
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "brachium", *kept)
+    except ChildFailedError as error:
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        rank, first = failures[0]
+        code = first.exitcode
+        if code in (2, 130):  # a mistake, or Ctrl-C: it has said so
+            return code
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise BrachiumError(
+            f"process {rank} of {processes} {how}; the others were stopped. What was saved stays: the same command "
+            "with resume=true goes on from it"
+        ) from error
+    except SignalException as error:  # Ctrl-C, or a kill of all of them: they have saved
+        raise KeyboardInterrupt from error
+    return 0
 
 
 class Share(nn.Module):

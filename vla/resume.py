@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,8 @@ class Saves:
         if self.processes.main:
             shutil.rmtree(temporary, ignore_errors=True)
         self.processes.wait()
-        checkpoint.save(dict(tensors), checkpoint_id=temporary, no_dist=self.processes.world == 1)
+        with _quiet():
+            checkpoint.save(dict(tensors), checkpoint_id=temporary, no_dist=self.processes.world == 1)
         if self.processes.main:
             sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
             note = {"metadata": dict(metadata), "files": sizes, "processes": self.processes.world}
@@ -169,7 +172,8 @@ class Saves:
             from torch.distributed import checkpoint
 
             state = dict(into)
-            checkpoint.load(state, checkpoint_id=path, no_dist=self.processes.world == 1)
+            with _quiet():
+                checkpoint.load(state, checkpoint_id=path, no_dist=self.processes.world == 1)
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}\nType resume=false to start anew.") from error
         except BaseException as error:
@@ -177,6 +181,14 @@ class Saves:
                 raise
             last = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"{path} is damaged: {last}\nType resume=false to start anew.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that `torch.distributed.checkpoint` gives its own callers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @torch.no_grad()

@@ -2,16 +2,26 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from brachium.__main__ import main
+from brachium.errors import ConfigError
 from brachium.vla.checkpoint import load_checkpoint
+from brachium.vla.ground import Grounding
+from brachium.vla.optim import Optimization
+from brachium.vla.parallel import Processes
+from brachium.vla.train import _train
 
+from ..support.training_group import DEFAULTS
 from .conftest import make_embodiment, make_recipe, record_demos
 
 WORKER = Path(__file__).resolve().parents[1] / "support" / "training_group.py"
@@ -111,3 +121,100 @@ def test_the_checkpoint_is_that_of_one_process(runs, name):
     far = {k: (one[k] - other[k]).abs().max().item() for k in one if one[k].is_floating_point() and one[k].numel()}
     assert max(far.values()) < 2e-3, max(far, key=far.get)
     assert torch.equal(one["action_scale_tiny"], other["action_scale_tiny"])
+
+
+def typed(store, out, *more):
+    """A training of a small Octo, as a user types it."""
+    words = ["train", f"store={store}", f"out={out}", "model=octo", "tune=full", "device=cpu", "heldout=0.2", *more]
+    words += [f"model.backbone.{k}={v}" for k, v in {"width": 24, "depth": 2, "heads": 2, "image_size": 32}.items()]
+    options = {"batch_size": 8, "warmup": 2, "log_every": 5, "save_every": 5, "precision": "float32"}
+    return [*words, "model.action_horizon=4", *(f"optimization.{k}={v}" for k, v in options.items())]
+
+
+def start(words, **environment):
+    told = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "brachium", *words]
+    return subprocess.Popen(command, env=told, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def workers(parent):
+    """The processes that train."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+            except OSError:
+                continue
+            if int(status["PPid"]) == parent and "train" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("kind", ["fsdp"])
+def test_a_killed_process_ends_the_run_which_one_goes_on_with(tmp_path, demos, kind):
+    """Of two started with processes=2: a clear error, and the save is good."""
+    out = tmp_path / "out"
+    words = typed(demos.path, out, f"optimization.parallel={kind}")
+    process = start([*words, "processes=2", "optimization.steps=100000"])
+    save = out / ("resume-act.safetensors" if kind == "ddp" else "resume-act/save.json")
+    deadline = time.monotonic() + 120
+    while not save.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert save.exists(), process.communicate()[1]
+    training = workers(process.pid)
+    assert len(training) == 2
+    os.kill(max(training), signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "of 2 was killed by SIGKILL; the others were stopped" in told
+    assert "Traceback" not in told
+    done = start([*words, "resume=true", "optimization.steps=100000", "optimization.log_every=1"])
+    lines = []
+    for line in done.stderr:
+        lines.append(line)
+        if "act: resumed at step" in line:
+            break
+    done.kill()
+    done.communicate()
+    assert int(lines[-1].split()[-1]) >= 5, lines
+
+
+def test_too_few_processes(tmp_path, demos):
+    """One of two that were announced: the other never comes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = start([*typed(demos.path, tmp_path / "out"), "patience=2"], **told)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert "too few processes: expected 2 (WORLD_SIZE), and process 0 did not meet the others within 2 s" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            ["optimization.accumulate=9"],
+            "batch_size=8 cannot be shared by 1 processes in 9 parts each: expected at least 9",
+        ),
+        (["optimization.groups={hed:{lr:0.1}}"], "no trained parameter's name has 'hed' in it"),
+        (["processes=2"], "processes=2 starts the typed command again, and there is none"),
+    ],
+)
+def test_what_does_not_fit_is_said(tmp_path, demos, capsys, more, says):
+    assert main(typed(demos.path, tmp_path / "out", *more)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_grounding_runs_in_one_process(tmp_path, demos, scenes):
+    grounding = Grounding(store=str(scenes.path), optimization=Optimization(steps=2))
+    options = {**scenario(str(demos.path), tmp_path / "out"), "grounding": grounding, "env": None}
+    options |= {"model": make_recipe(), "optimization": Optimization(steps=2)}
+    with pytest.raises(ConfigError, match="grounding runs in one process, got 2"):
+        _train(group=Processes(rank=0, world=2, kind="ddp"), place=torch.device("cpu"), **{**DEFAULTS, **options})
