@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROWS = 128
-"""Fewer rows are faster as they are: the product then takes no time that could be saved."""
+ROWS, PRODUCTS = 64, 2**25
+"""Rows from which on an activation is worth fusing, and multiplications from which on anything is: measured on two
+cores with AVX-512; below, what oneDNN does to begin with takes longer than what it saves."""
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), "gelu", "tanh"),
     "gelu": (F.gelu, "gelu", "none"),
@@ -34,7 +35,7 @@ def linear(
     plus: Float[Tensor, "*rest m"] | None = None,
 ) -> Float[Tensor, "*rest m"]:
     """``layer(x)``, then one of: an activation (of `ACTIVATIONS`), a product, or a sum."""
-    if _fuses(x, layer):
+    if _fuses(x, layer, activation is not None):
         weight: Any = layer.weight
         bias: Any = layer.bias
         other = plus if times is None else times
@@ -51,9 +52,11 @@ def linear(
     return found if plus is None else plus + found
 
 
-def _fuses(x: Tensor, layer: nn.Module) -> bool:
+def _fuses(x: Tensor, layer: nn.Module, activates: bool) -> bool:
     """Whether oneDNN may compute a layer: plain, in float32 on a CPU, on many rows, and nobody learns."""
-    if x.device.type != "cpu" or type(layer) is not nn.Linear or x.numel() < ROWS * x.shape[-1]:
+    if x.device.type != "cpu" or type(layer) is not nn.Linear:
+        return False
+    if x.numel() < ROWS * x.shape[-1] or not (activates or x.numel() * layer.out_features >= PRODUCTS):
         return False
     if x.dtype != torch.float32 or layer.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False

@@ -213,9 +213,9 @@ class TrainLoop:
         """One step: gradients of every share, then the optimiser's; metrics, this process's part, and the norm."""
         options, device = self.options, self.device
         for optimizer, times in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = times * group["times"] * options.learning_rate(self.step)
-        self.module.zero_grad(set_to_none=True)
         metrics: dict[str, Tensor] = {}
         seed = options.seed * 1_000_003 + self.step
         for number, batch in enumerate(batches):

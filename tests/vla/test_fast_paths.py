@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from brachium.vla import fused
 from brachium.vla.backbones import hf
 from brachium.vla.backbones.lean import Lean
 from brachium.vla.fused import ACTIVATIONS, ROWS, linear
@@ -23,7 +24,8 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 @pytest.mark.parametrize("rows", [3, ROWS])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("then", [*ACTIVATIONS, "times", "plus", None])
-def test_a_fused_layer_is_the_layer_and_what_comes_after(rows, bias, then):
+def test_a_fused_layer_is_the_layer_and_what_comes_after(rows, bias, then, monkeypatch):
+    monkeypatch.setattr(fused, "PRODUCTS", 1)  # small ones too
     torch.manual_seed(0)
     layer, x, other = nn.Linear(24, 40, bias=bias), torch.randn(2, rows, 24), torch.randn(2, rows, 40)
     exact = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0.0)
@@ -50,6 +52,7 @@ def as_written(self, *args, **more):
 @pytest.mark.parametrize("width", [0, ROWS])
 def test_lean_layers_read_what_plain_ones_read(kind, width, monkeypatch):
     """Each part of the prefix; with so many rows that layers fuse, and with fewer."""
+    monkeypatch.setattr(fused, "PRODUCTS", 1)
     backbone = make_backbone(kind)
     assert any(isinstance(m.forward, Lean) for m in backbone.modules() if "forward" in vars(m))
     rows = torch.arange(max(B, width)) % 4
@@ -155,3 +158,26 @@ def test_joined_weights_share_memory_and_go_on_learning():
     assert torch.equal(layers[1].weight, whole[4:6])
     moved = [layer.double() for layer in layers]  # as a model that goes to another device: each weight by itself
     assert torch.equal(joined_weight(moved), (before - 0.1).double())
+
+
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_a_frozen_model_reads_after_the_prompt_learns_as_in_one_pass(kind, states, monkeypatch):
+    """SmolVLA's state is a token of a model that is not trained: the gradient goes through that token alone."""
+    found = []
+    for short in (True, False):
+        backbone = make_backbone(kind).train().requires_grad_(False)
+        monkeypatch.setattr(
+            hf.HFBackbone, "_only_extra_learns", lambda self, short=short: short and torch.is_grad_enabled()
+        )
+        extra = torch.randn(B, 2, backbone.width, generator=torch.Generator().manual_seed(4)).requires_grad_(True)
+        prefix = backbone.read(*inputs(), extra=extra, states=states)
+        (sum(t.square().sum() for t in prefix.keys + prefix.values) + prefix.states.square().sum()).backward()
+        found.append((extra.grad, prefix))
+    (mine, short), (theirs, whole) = found
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    assert short.spans == whole.spans
+    assert torch.equal(short.mask, whole.mask)
+    assert torch.equal(short.next, whole.next)
+    for one, other in zip((short.states, *short.keys, *short.values), (whole.states, *whole.keys, *whole.values)):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

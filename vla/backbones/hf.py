@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from .qwen_vl import QwenVL
 from .resize import FITS, Images, squares
 from .smolvlm import SmolVLM
 
-PATCHES_AT_ONCE = 1024
+PATCHES_AT_ONCE = 512
 """Of a vision tower on a CPU: the activations of more do not fit into its caches."""
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
@@ -187,7 +188,12 @@ class HFBackbone(nn.Module):
         pixels = squares(images, self.image_size, self.fit) / 255.0
         if len(self.pixel_mean) not in (1, pixels.shape[1]):
             raise SpecMismatchError(f"expected {len(self.pixel_mean)} cameras, got {pixels.shape[1]}")
-        return (pixels - self.pixel_mean) / self.pixel_std
+        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
+
+    def _only_extra_learns(self) -> bool:
+        """Whether gradients are wanted, but none of the model's own weights, and nothing is read after `extra`."""
+        learns = any(parameter.requires_grad for parameter in self.vlm.parameters())
+        return torch.is_grad_enabled() and not learns and not len(self.readouts)
 
     def _see(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """What the vision tower makes of images; on a CPU without gradients a few at a time, so that caches hold it."""
@@ -219,6 +225,13 @@ class HFBackbone(nn.Module):
         states: bool = True,
     ) -> Prefix:
         """Read ``[images][prompt][extra][readouts]``; see `Backbone`. Each part sees what stands before it."""
+        if extra is not None and keep and extra.requires_grad and self._only_extra_learns():
+            with torch.no_grad():  # what stands before it does not depend on it
+                before = self.read(images, tokens, token_mask, image_mask=image_mask, states=states)
+            real = torch.ones(extra.shape[:2], dtype=torch.bool, device=extra.device)
+            place = slice(before.mask.shape[1], before.mask.shape[1] + extra.shape[1])
+            found = self.extend(before, extra.to(before.keys[0].dtype), real, two_way=True)
+            return replace(found, spans={**before.spans, "extra": place, "readouts": slice(place.stop, place.stop)})
         pixels = self.normalise(images)
         b, n = pixels.shape[:2]
         seen = self._see(pixels.flatten(0, 1))
@@ -295,6 +308,8 @@ class HFBackbone(nn.Module):
             None,
             cache,
         )
+        if not prefix.states.shape[-1]:  # nobody wants them
+            states = states[..., :0]
         return Prefix(
             states=torch.cat([prefix.states, states], dim=1),
             mask=real,

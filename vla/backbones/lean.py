@@ -1,7 +1,7 @@
-"""Layers of `transformers` run with fewer passes over memory, where nobody learns.
+"""Layers of `transformers` run with fewer passes over memory on a CPU.
 
 A layer that is made lean computes what it did before, with `fused.linear` in place of its linear layers and what
-follows each of them. Where gradients are wanted, or it is called in a way not known here, it runs as it was written.
+follows each of them. Called in a way not known here, or elsewhere than on a CPU, it runs as it was written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from ..fused import linear
+from .packed import KERNEL
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
 """`transformers`' names of what `fused.linear` knows."""
@@ -29,21 +30,17 @@ class Lean:
     """
 
     def __init__(self, layer: nn.Module, run: Callable[..., Tensor | None]) -> None:
-        self.layer, self.run = layer, run
-        self.linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+        self.layer: Any = layer
+        self.run = run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer."""
         states = args[0] if args else kwargs["hidden_states"]
-        plain = torch.compiler.is_compiling() or states.device.type != "cpu"
-        if not plain and not (torch.is_grad_enabled() and self._learns(states)):
+        if states.device.type == "cpu" and not torch.compiler.is_compiling() and _plain(self.layer.self_attn):
             found = self.run(self.layer, *args, **kwargs)
             if found is not None:
                 return found
         return type(self.layer).forward(self.layer, *args, **kwargs)
-
-    def _learns(self, states: Tensor) -> bool:
-        return states.requires_grad or any(parameter.requires_grad for parameter in self.layer.parameters())
 
 
 def make_lean(layers: Iterable[nn.Module]) -> None:
@@ -52,6 +49,12 @@ def make_lean(layers: Iterable[nn.Module]) -> None:
         run = RUNS.get(type(layer).__name__)
         if run is not None and _activation(layer) is not None:
             layer.forward = Lean(layer, run)  # type: ignore[method-assign]
+
+
+def _plain(attention: Any) -> bool:
+    """Whether attention is the usual one, and nobody looks on."""
+    watched = attention._forward_hooks or attention._forward_pre_hooks
+    return not watched and str(attention.config._attn_implementation) in ("sdpa", KERNEL)
 
 
 def _activation(layer: Any) -> str | None:
