@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ import torch
 from brachium.__main__ import main
 from brachium.errors import ConfigError
 from brachium.vla.checkpoint import load_checkpoint
+from brachium.vla.draws import Draws, integers, normal, uniform
 from brachium.vla.ground import Grounding
 from brachium.vla.optim import Optimization
 from brachium.vla.parallel import Processes
+from brachium.vla.policy_data import Rows
 from brachium.vla.train import _train
 
 from ..support.training_group import DEFAULTS
@@ -218,3 +221,48 @@ def test_grounding_runs_in_one_process(tmp_path, demos, scenes):
     options |= {"model": make_recipe(), "optimization": Optimization(steps=2)}
     with pytest.raises(ConfigError, match="grounding runs in one process, got 2"):
         _train(group=Processes(rank=0, world=2, kind="ddp"), place=torch.device("cpu"), **{**DEFAULTS, **options})
+
+
+def test_shares_make_up_the_batch_and_an_empty_one_borrows_a_row():
+    for total in (1, 2, 5, 12):
+        for count in (1, 2, 4, 7):
+            shares = [Rows.of(total, index, count) for index in range(count)]
+            rows = [list(range(total))[where] for share, where in shares if share.counts]
+            assert [row for part in rows for row in part] == list(range(total))
+            for share, where in shares:
+                assert where.start == share.first
+                assert share.counts or where.stop - where.start == 1
+
+
+def test_draws_of_a_share_are_its_rows_of_the_whole_draw():
+    def whole():
+        return torch.Generator().manual_seed(3)
+
+    generator = whole()
+    wanted = [draw(generator) for draw in DRAWN]
+    found = []
+    for first, rows in ((0, 2), (2, 1), (3, 3)):
+        draws = Draws(generator=whole(), first=first, rows=rows, total=6)
+        found.append([draw(draws, rows / 6) for draw in DRAWN])
+    for all_of, parts in zip(wanted, zip(*found)):
+        assert torch.equal(all_of, torch.cat(parts))
+
+
+DRAWN = (
+    lambda source, share=1.0: normal(source, (round(12 * share), 3)),
+    lambda source, share=1.0: uniform(source, (round(6 * share),)),
+    lambda source, share=1.0: integers(source, 9, (round(18 * share), 1)),
+)
+
+
+def test_a_loss_that_is_no_number_names_the_windows(tmp_path, demos, capsys):
+    """The windows of that step's batch, by store, episode and frame."""
+    words = typed(demos.path, tmp_path / "out", "optimization.lr=1e30", "optimization.steps=50")
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"the loss of step \d+ is .*, its gradient .*; stopped, and the save of step \d+ stays", told)
+    named = re.findall(rf"{demos.path} episode (\d+) frame (\d+)", told)
+    assert len(named) == 6
+    assert "and 2 more" in told
+    for episode, frame in named:
+        assert int(frame) < demos.episodes[int(episode)].length
