@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 
 from ..console import human_time, log, progress, require_disk, table, typed
@@ -22,8 +25,9 @@ from ..vla.slowfast import is_pair
 from .base import Policy
 from .intervals import rate
 from .report_words import SPLIT_NAMES
-from .rollout import EpisodeResult, rollout
+from .rollout import EpisodeResult
 from .vla_policy import VLAPolicy
+from .workers import Job, LocalWorkers, Setting, Workers
 
 CONTROLS = ("none", "shuffle", "blind")
 """``shuffle``: the instruction names another thing of the scene, drawn at random; ``blind``: images are black."""
@@ -43,6 +47,7 @@ def evaluate(
     num_envs: int = 8,
     control: str = "none",
     planner: Callable[..., Any] | None = None,
+    rollout: Workers | None = None,
     videos: int = 4,
     report: bool = True,
     device: str = "cpu",
@@ -65,6 +70,7 @@ def evaluate(
         num_envs: Environments at once.
         control: ``none``, or an honesty check: ``shuffle`` or ``blind``.
         planner: Makes the planner over a checkpoint that generates subgoals; null for the one of its kind.
+        rollout: Where episodes are run: ``local``, ``processes`` or ``ray``; null for local. Results are the same.
         videos: Videos a task, failures first; 0 for none.
         report: Write a self-contained report.html.
         device: Where the model runs.
@@ -85,11 +91,32 @@ def evaluate(
     begin, before = time.monotonic(), len(store.rows)
     shares = _shares(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25}, known)
     seeds = _seeds(episodes, shares, seed)
-    for name, make in tasks.items():
-        _evaluate_task(name, make, policy, store, vector, seeds, num_envs, control)
+    workers = rollout or LocalWorkers()
+    local = isinstance(workers, LocalWorkers)
+    if not local and (hasattr(policy, "cost") or hasattr(policy, "album")):
+        raise ConfigError("subgoals are shown and counted where they are made: expected rollout=local with a planner")
+    # Here the policy is there already; elsewhere it is loaded by each worker.
+    making = partial(_acting, checkpoint, executor, planner, device, control)
+    setting = Setting(
+        policy=(lambda spec: _under(policy, control)) if local else making,
+        envs=tasks,
+        vector=vector,
+        num_envs=num_envs,
+        threads=torch.get_num_threads(),
+        key=uuid.uuid4().hex,
+    )
+    waiting = {
+        name: _jobs(name, make, store, seeds, control, None if local else 2 * num_envs) for name, make in tasks.items()
+    }
+    if local:
+        for name, jobs in waiting.items():
+            _run(name, workers, setting, jobs, store, control)
+    else:
+        _run("", workers, setting, [job for jobs in waiting.values() for job in jobs], store, control)
     seconds = time.monotonic() - begin
     places = {name: digest(make) for name, make in tasks.items()}
-    rows = store.asked(places, seeds)
+    order = {name: k for k, name in enumerate(tasks)}  # whoever was ready first
+    rows = sorted(store.asked(places, seeds), key=lambda row: (order[row["task"]], row["seed"]))
     summary = summarise(rows, checkpoint, policy, control, seconds)
     for name, limit in limits.items():
         summary["tasks"][name]["max_steps"] = limit
@@ -203,37 +230,58 @@ def _seeds(episodes: int, shares: Mapping[str, float], first: int) -> dict[str, 
     return seeds
 
 
-def _evaluate_task(
+def _acting(
+    checkpoint: str,
+    executor: Callable[..., Policy],
+    planner: Callable[..., Any] | None,
+    device: str,
+    control: str,
+    spec: EmbodimentSpec,
+) -> Policy:
+    """What acts, in a worker."""
+    return _under(_policy(checkpoint, executor, planner, spec, device), control)
+
+
+def _under(policy: Policy, control: str) -> Policy:
+    return BlindPolicy(policy) if control == "blind" else policy
+
+
+def _jobs(
     name: str,
     make: Callable[..., Any],
-    policy: Policy,
     store: EpisodeLog,
-    vector: Callable[..., VectorEnv],
     seeds: Mapping[str, Sequence[int]],
-    num_envs: int,
     control: str,
-) -> None:
+    size: int | None,
+) -> list[Job]:
+    """The episodes of a task that are not there yet, so many a job; None for all of a kind of instruction."""
     place = digest(make)
     done = {(row["split"], row["seed"]) for row in store.rows if row["task"] == name and row.get("env") == place}
-    todo = {split: [s for s in each if (split, s) not in done] for split, each in seeds.items()}
-    total = sum(map(len, todo.values()))
-    if not total:
+    found = []
+    for split, each in seeds.items():
+        todo = [s for s in each if (split, s) not in done]
+        options = {"split": split, "misname": control == "shuffle"}
+        step = size or max(len(todo), 1)
+        parts = (tuple(todo[k : k + step]) for k in range(0, len(todo), step))
+        found += [Job(task=name, split=split, seeds=part, options=options) for part in parts]
+    if not found:
         log(f"{name}: all {sum(map(len, seeds.values()))} episodes are there already")
+    return found
+
+
+def _run(name: str, workers: Workers, setting: Setting, jobs: Sequence[Job], store: EpisodeLog, control: str) -> None:
+    """Run jobs and note every episode as it ends."""
+    if not jobs:
         return
-    envs = vector([make] * min(num_envs, total))
-    acting: Policy = BlindPolicy(policy) if control == "blind" else policy
+    places = {task: digest(make) for task, make in setting.envs.items()}
     successes = steps = 0
-    try:
-        with progress(f"evaluating {name}", total=total, unit="episodes") as bar:
-            for split, waiting in todo.items():
-                options = {"split": split, "misname": control == "shuffle"}
-                for result in rollout(envs, acting, waiting, options):
-                    store.add(name, place, split, options, result)
-                    successes += result.success
-                    steps += result.steps
-                    bar.update(1, success=f"{successes}/{bar.done + 1}", env_steps_per_s=round(steps / bar.elapsed))
-    finally:
-        envs.close()
+    label = f"evaluating {name}" if name else f"evaluating {len({job.task for job in jobs})} tasks"
+    with progress(label, total=sum(len(job.seeds) for job in jobs), unit="episodes") as bar:
+        for job, result in workers.run(setting, jobs):
+            store.add(job.task, places[job.task], job.split, job.options, result)
+            successes += result.success
+            steps += result.steps
+            bar.update(1, success=f"{successes}/{bar.done + 1}", env_steps_per_s=round(steps / bar.elapsed))
 
 
 class BlindPolicy:

@@ -29,6 +29,10 @@ COUNTED_FROM = 100
 """Steps of a run from which on counting its arithmetic, which takes one more, is worth the while."""
 
 
+class _Stopped(KeyboardInterrupt):
+    """The run has ended as it was asked to, and is saved."""
+
+
 class TrainLoop:
     """Trains the parameters of `module` that require gradients.
 
@@ -172,20 +176,26 @@ class TrainLoop:
                     if self._due(options.save_every):
                         self._save_if_room()
                     if self.processes.any(bool(self._stopping)):
-                        raise KeyboardInterrupt
+                        self._stop()  # while more signals are but noted: who asked may lose patience
                 metrics |= self._evaluated(logger)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self._explained(error) from error
-        except KeyboardInterrupt:
-            self.save()
-            log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
+        except _Stopped:
             raise
+        except KeyboardInterrupt:
+            self._stop()
         finally:
             loader.close()
         if self.processes.main:
             wait = f"loader wait {100 * self.wait_share:.1f} %"
             log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, {wait}")
         return metrics
+
+    def _stop(self) -> None:
+        """Save, and end the run."""
+        self.save()
+        log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
+        raise _Stopped
 
     def _shares(self, step: int) -> list[Any]:
         """What this process computes of a step."""

@@ -103,18 +103,27 @@ class Saves:
         self.processes.wait()
         with _quiet():
             checkpoint.save(dict(tensors), checkpoint_id=temporary, no_dist=self.processes.world == 1)
-        if self.processes.main:
-            sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-            note = {"metadata": dict(metadata), "files": sizes, "processes": self.processes.world}
-            (temporary / NOTE).write_text(json.dumps(note, indent=1) + "\n")
-            old = self.parts.with_name(f"{self.parts.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.parts.exists():
-                self.parts.rename(old)
-            temporary.rename(self.parts)
-            shutil.rmtree(old, ignore_errors=True)
-            self.file.unlink(missing_ok=True)
+        problem: OSError | None = None
+        try:
+            if self.processes.main:
+                self._put_in_place(temporary, metadata)
+        except OSError as error:  # the others are waiting
+            problem = error
         self.processes.wait()
+        if problem is not None:
+            raise problem
+
+    def _put_in_place(self, temporary: Path, metadata: Mapping[str, str]) -> None:
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        note = {"metadata": dict(metadata), "files": sizes, "processes": self.processes.world}
+        (temporary / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        old = self.parts.with_name(f"{self.parts.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.parts.exists():
+            self.parts.rename(old)
+        temporary.rename(self.parts)
+        shutil.rmtree(old, ignore_errors=True)
+        self.file.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         """Remove what a save that failed has left."""
