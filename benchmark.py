@@ -264,7 +264,7 @@ def _request(protocol: Protocol, stores: Sequence[Path]) -> dict[str, Any]:
 
     return {
         "model": protocol.model.to_dict(),
-        "optimization": {k: v for k, v in vars(protocol.optimization).items() if k not in HABITS},
+        "optimization": {k: v for k, v in protocol.optimization.noted().items() if k not in HABITS},
         "data": [EpisodeStore.open(store).fingerprint for store in stores],
         "tune": protocol.tune,
         "encoder": identity_of(protocol.encoder) if protocol.encoder else None,
@@ -367,7 +367,7 @@ def _result(
             "seed": protocol.seed,
             "demos_per_task": protocol.demos,
             "recording": vars(protocol.recording),
-            "optimization": vars(protocol.optimization),
+            "optimization": protocol.optimization.noted(),
             "execute_horizon": getattr(protocol.executor, "keywords", {}).get("execute_horizon"),
         },
     }

@@ -149,10 +149,10 @@ class _Training:
         grounding, encoder = self.grounding, self.encoder
         request = {
             "model": self.model.to_dict(),
-            "grounding": None if encoder else {"options": vars(grounding.optimization), "said": grounding.sentences},
+            "grounding": None if encoder else {"options": grounding.optimization.noted(), "said": grounding.sentences},
             "encoder": identity_of(encoder) if encoder else None,
             "init": None if self.init is None else json.loads((self.init.parent / "request.json").read_text()),
-            "optimization": vars(self.optimization),
+            "optimization": self.optimization.noted(),
             "data": [EpisodeStore.open(path).fingerprint for path in self.stores],
             "scenes": None if encoder else EpisodeStore.open(grounding.store).fingerprint,
         }

@@ -40,7 +40,7 @@ SETS = {
 
 def recipe_hash(data: Any, settings: Mapping[str, Any], optimization: Any) -> str:
     """Digest of what was asked for: data (fingerprints, or how many tables to record), settings and optimization."""
-    recipe = {"data": data, **settings, "optimization": vars(optimization)}
+    recipe = {"data": data, **settings, "optimization": optimization.noted()}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

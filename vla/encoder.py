@@ -6,6 +6,7 @@ ground, frozen, and its encodings cached a frame. Without one, the encoding is a
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,7 @@ class Encoder(nn.Module):
             else None
         )
         self.word_readout = nn.Linear(backbone.width, vocab_size) if body is not None else None
+        self._spares = "states" in inspect.signature(backbone.read).parameters if hasattr(backbone, "read") else False
         self.width = backbone.width
         self.points_dim = len(ROLES) * (3 * cameras + 3) if body is not None else 0
 
@@ -149,7 +151,8 @@ class Encoder(nn.Module):
             return self.encoding(self.read(images, tokens[:, None]), tokens, state)
         backbone: Any = self.backbone
         real = tokens != self.pad_id
-        prefix = backbone.read(images, tokens, real, image_mask=image_mask, extra=extra, keep=keep, states=states)
+        more = {"states": states} if self._spares else {}
+        prefix = backbone.read(images, tokens, real, image_mask=image_mask, extra=extra, keep=keep, **more)
         nothing = prefix.states.new_zeros(len(tokens), 0)
         return Encoding(words=nothing, points=nothing, prefix=prefix)
 

@@ -122,7 +122,7 @@ def fit_judge(examples: Examples, model: Pretrained, *, optimization: Optimizati
         scale, shift = calibrate(net(held), known)
         net.scale, net.shift = scale, shift
     scores = score(net, examples)
-    return Judge(net=net, model=model, notes={"scores": scores, "optimization": vars(optimization)})
+    return Judge(net=net, model=model, notes={"scores": scores, "optimization": optimization.noted()})
 
 
 @torch.no_grad()

@@ -102,7 +102,7 @@ class TrainLoop:
         if processes.kind == "fsdp" and options.muon:
             raise ConfigError("optimization.muon needs whole matrices: expected parallel=ddp, or muon=0 with fsdp")
         self._make_batch, self._make_share = make_batch, make_share
-        deciding = {k: v for k, v in vars(options).items() if k not in HABITS}
+        deciding = {k: v for k, v in options.noted().items() if k not in HABITS}
         self.identity = json.loads(json.dumps({**deciding, **dict(identity or {})}, default=_plainly))
         kept = module.state_dict()
         self.buffers = {k: b for k, b in module.named_buffers() if k in kept}  # running statistics among them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ HIDDEN = re.compile(r"\.(layers|blocks)\.\d+\.")
 
 HABITS = ("log_every", "save_every", "accumulate", "checkpointing", "compile", "parallel")
 """Options that change no weights, but for the order of sums: a run may be resumed with others."""
+LATER = ("schedule", "groups", "accumulate", "checkpointing", "compile", "parallel")
+"""Options that are newer than some models and saves, which say nothing of them where they are as they always were."""
 SCHEDULES = ("cosine", "constant", "inverse_sqrt")
 PARALLEL = ("ddp", "fsdp")
 
@@ -98,6 +100,12 @@ class Optimization:
                 f"lr={self.lr}, grad_clip={self.grad_clip}, ema={self.ema}, warmup={self.warmup}, seed={self.seed}, "
                 f"muon={self.muon}"
             )
+
+    def noted(self) -> dict[str, Any]:
+        """The options as they are noted beside what was trained with them: all but newer ones that change nothing."""
+        plain = {option.name: option for option in fields(self)}
+        defaults: dict[str, Any] = {name: plain[name].default for name in LATER} | {"groups": {}}
+        return {k: v for k, v in vars(self).items() if k not in LATER or v != defaults[k]}
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then the schedule."""

@@ -207,8 +207,8 @@ def pretrain(
         "recipe": recipe_hash(fingerprints if given else dict(tables or {}), settings, optimization),
         "scenes": sum(len(part.train) for part in data.parts),
         "stores": {store.path.name: store.fingerprint for store in opened},
-        "optimization": vars(optimization),
-        "seeing": None if seeing.optimization is None else vars(seeing.optimization),
+        "optimization": optimization.noted(),
+        "seeing": None if seeing.optimization is None else seeing.optimization.noted(),
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
     names = opened[0].embodiment.camera_names
@@ -239,7 +239,7 @@ def settings_of(
     return {
         "backbone": dict(model.backbone),
         "max_tokens": min(model.max_tokens, length),
-        "seeing": None if seeing.optimization is None else {**vars(seeing.optimization), "hidden": seeing.hidden},
+        "seeing": None if seeing.optimization is None else {**seeing.optimization.noted(), "hidden": seeing.hidden},
         "batch": [vocabulary, length, sentences, questions, single, blur, heldout, list(watch)],
         "weights": [LOOK, MIDDLE, COUNTED],
     }

@@ -317,7 +317,7 @@ def train_reader(
     loop.use_average()
     scores = score(net.eval(), scenes, torch.arange(count - heldout, count))
     log("held-out scenes, share right: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items()))
-    notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": vars(optimization)}
+    notes: dict[str, Any] = {"scores": scores, "scenes": count - heldout, "optimization": optimization.noted()}
     reader = SceneReader(net=net, universe=universe, model=model, notes=notes)
     path = reader.save(folder / "reader")
     SceneReader.load(path)  # what cannot be loaded is no result

@@ -157,7 +157,7 @@ def train_latent(
         "data": opened.fingerprint,
         "max_delay": max_delay,
         "seed": optimization.seed,
-        "optimization": vars(optimization),
+        "optimization": optimization.noted(),
     }
     pair = SlowFastModel(net=net.eval(), model=model, embodiment=spec, notes=notes)
     path = pair.save(folder / "pair")

@@ -50,7 +50,7 @@ def _ground_once(vla: VLAModel, grounding: Grounding, folder: Path, resume: bool
 
     done = folder / "grounded.safetensors"
     wanted = {
-        "options": vars(grounding.optimization),
+        "options": grounding.optimization.noted(),
         "store": EpisodeStore.open(grounding.store).fingerprint,
         "sentences": grounding.sentences,
         "word_dropout": grounding.word_dropout,

@@ -50,7 +50,7 @@ def test_the_recipe_on_its_card_is_the_one_of_the_command():
     settings = settings_of(**{name: asked[name] for name in inspect.signature(settings_of).parameters})
     notes = json.loads((FOLDER / "brachium.json").read_text())["notes"]
     assert recipe_hash(asked["tables"], settings, asked["optimization"]) == notes["recipe"]
-    assert vars(asked["optimization"]) == notes["optimization"]
+    assert asked["optimization"].noted() == notes["optimization"]
 
 
 def test_it_is_a_plain_model_of_transformers():

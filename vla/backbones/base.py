@@ -132,7 +132,8 @@ class Backbone(Protocol):
     ) -> Prefix:
         """Read ``[images][text][extra][readouts]``; `keep` keeps keys and values.
 
-        Without `states` nobody wants the last layer's: a backbone may leave them out (d = 0) and save the layer.
+        Without `states` nobody wants the last layer's: a backbone may leave them out (d = 0) and save the layer. One
+        that would not need not take the argument.
         """
 
     def extend(

@@ -98,7 +98,7 @@ def _decoder(
         linear(inner, part).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
         for part in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    turn: Any = import_module(type(layer).__module__).apply_rotary_pos_emb
+    turn: Any = import_module(type(attention).__module__).apply_rotary_pos_emb
     query, key = turn(query, key, *position_embeddings)
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, attention.layer_idx)

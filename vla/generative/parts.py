@@ -158,7 +158,7 @@ def train_parts(plan: Plan, parts: Mapping[str, Optimization], guidance: Guidanc
         "fingerprint": store.fingerprint,
         "episodes": len(np.unique(plan.data.owner[plan.data.training])),
     }
-    notes["optimization"] = {name: vars(options) for name, options in parts.items()}
+    notes["optimization"] = {name: options.noted() for name, options in parts.items()}
     notes["identity"] = plan.identity | plan.acting
     system.eval()
     system.others = _others(stages)
@@ -185,7 +185,7 @@ def _part(plan: Plan, name: str, options: Optimization) -> tuple[float, dict[str
     stages = plan.stages
     module: nn.Module = getattr(plan.system, name)
     make, loss, evaluate = (getattr(stages, f"{name}_{what}") for what in ("batch", "loss", "error"))
-    identity = {**plan.identity, "part": name, "optimization": vars(options)}
+    identity = {**plan.identity, "part": name, "optimization": options.noted()}
     identity |= plan.acting if name == "policy" else {}
     path = plan.folder / f"part-{name}.safetensors"
     done = _finished(path, identity) if plan.resume else None
