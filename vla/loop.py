@@ -176,14 +176,16 @@ class TrainLoop:
                     if self._due(options.save_every):
                         self._save_if_room()
                     if self.processes.any(bool(self._stopping)):
-                        self._stop()  # while more signals are but noted: who asked may lose patience
+                        self._leave_off()  # while more signals are but noted: who asked may lose patience
+                        raise _Stopped
                 metrics |= self._evaluated(logger)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self._explained(error) from error
         except _Stopped:
             raise
         except KeyboardInterrupt:
-            self._stop()
+            self._leave_off()
+            raise
         finally:
             loader.close()
         if self.processes.main:
@@ -191,11 +193,10 @@ class TrainLoop:
             log(f"{self.name}: {self.step} steps in {human_time(self.spent)}, {wait}")
         return metrics
 
-    def _stop(self) -> None:
-        """Save, and end the run."""
+    def _leave_off(self) -> None:
+        """Save, and say how to go on."""
         self.save()
         log(f"{self.name}: interrupted; saved step {self.step}. The same command with resume=true goes on from it")
-        raise _Stopped
 
     def _shares(self, step: int) -> list[Any]:
         """What this process computes of a step."""
