@@ -89,6 +89,7 @@ def test_a_vision_tower_sees_many_images_as_it_sees_each(monkeypatch):
     pixels = torch.randn(7, 3, backbone.image_size, backbone.image_size)
     with torch.no_grad():
         whole = backbone._see(pixels)
+        monkeypatch.setattr(hf, "LARGE", 1)
         monkeypatch.setattr(hf, "PATCHES_AT_ONCE", 2 * backbone.grid[0] * backbone.grid[1])
         parts = backbone._see(pixels)
     torch.testing.assert_close(parts.tokens, whole.tokens, **CLOSE)

@@ -33,6 +33,8 @@ from .smolvlm import SmolVLM
 
 PATCHES_AT_ONCE = 512
 """Of a vision tower on a CPU: the activations of more do not fit into its caches."""
+LARGE = 256
+"""Patches of an image from which on that pays."""
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
 
@@ -197,9 +199,10 @@ class HFBackbone(nn.Module):
 
     def _see(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
         """What the vision tower makes of images; on a CPU without gradients a few at a time, so that caches hold it."""
-        some = max(1, PATCHES_AT_ONCE // (self.grid[0] * self.grid[1]))
+        patches = self.grid[0] * self.grid[1]
+        some = max(1, PATCHES_AT_ONCE // patches)
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.family.parts["vision"].parameters())
-        if pixels.device.type != "cpu" or learns or len(pixels) <= some:
+        if pixels.device.type != "cpu" or learns or len(pixels) <= some or patches < LARGE:
             return self.family.look(pixels)
         parts = [self.family.look(part) for part in pixels.split(some)]
         return Seen(
