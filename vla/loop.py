@@ -214,11 +214,13 @@ class TrainLoop:
                 found: Tensor = self.share(batches[0], torch.Generator().manual_seed(0))[0]
                 return found
 
-        with synced(self.share, self.processes, self.processes.kind == "fsdp"):
-            meter.count(forward, len(batches))
-        self.module.zero_grad(set_to_none=True)
-        for key, value in kept.items():
-            self.buffers[key].copy_(value)
+        try:
+            with synced(self.share, self.processes, self.processes.kind == "fsdp"):
+                meter.count(forward, len(batches))
+        finally:  # Ctrl-C saves what is here
+            self.module.zero_grad(set_to_none=True)
+            for key, value in kept.items():
+                self.buffers[key].copy_(value)
 
     def _update(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], float]:
         """One step: gradients of every share, then the optimiser's; metrics, this process's part, and the norm."""

@@ -32,26 +32,6 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 (of older cards float16) arithmetic with float32 sums, from the makers' data sheets; a part of the
 device's name decides, the first that fits."""
-BANDWIDTH_GBS = {
-    "B200": 8000.0,
-    "H200": 4800.0,
-    "H100 PCIe": 2000.0,
-    "H100": 3350.0,
-    "H20": 4000.0,
-    "L40": 864.0,
-    "L4": 300.0,
-    "A100": 2039.0,
-    "A800": 2039.0,
-    "A6000": 768.0,
-    "A10": 600.0,
-    "RTX 5090": 1792.0,
-    "RTX 4090": 1008.0,
-    "RTX 3090": 936.0,
-    "Thor": 273.0,
-    "V100": 900.0,
-    "T4": 320.0,
-}
-"""Memory bandwidth, from the same."""
 
 
 class Meter:
@@ -121,20 +101,4 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
             start = time.perf_counter()
             layer(x)
             best = max(best, 2 * 512 * 1024 * 1024 / (time.perf_counter() - start))
-    return best
-
-
-def bandwidth(device: torch.device) -> float | None:
-    """Bytes a second that memory gives at best: of a GPU by its data sheet, of a CPU measured; None if unknown."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        found = next((value for key, value in BANDWIDTH_GBS.items() if key in name), None)
-        return None if found is None else found * 1e9
-    if device.type != "cpu":
-        return None
-    x, best = torch.ones(1 << 24), 0.0  # 64 MB, more than caches hold
-    for _ in range(5):
-        start = time.perf_counter()
-        x.sum()
-        best = max(best, x.numel() * 4 / (time.perf_counter() - start))
     return best

@@ -88,7 +88,8 @@ def _talk() -> Any:
 
 def announced() -> bool:
     """Whether this process was started as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    # Of Slurm it must be the step's: an allocation's shell has SLURM_NTASKS too, and is one process.
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def join(kind: str, device: str, patience: float = 300.0) -> tuple[Processes, str]:
@@ -142,7 +143,7 @@ def _from_slurm() -> None:
     """What ``torchrun`` would have said, where Slurm started the processes."""
     if all(name in os.environ for name in STARTED):
         return
-    given = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    given = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
     for name, theirs in given.items():
         os.environ.setdefault(name, os.environ.get(theirs, "0"))
     if "MASTER_ADDR" not in os.environ:

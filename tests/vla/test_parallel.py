@@ -20,7 +20,7 @@ from brachium.vla.checkpoint import load_checkpoint
 from brachium.vla.draws import Draws, integers, normal, uniform
 from brachium.vla.ground import Grounding
 from brachium.vla.optim import Optimization
-from brachium.vla.parallel import Processes
+from brachium.vla.parallel import Processes, announced
 from brachium.vla.policy_data import Rows
 from brachium.vla.train import _train
 
@@ -88,7 +88,8 @@ def runs(tmp_path_factory):
             to = [[str(folder / f"{kind}-4-to-{n}") for n in (2, 1)] for kind in kinds]
             runs = [{**run, "copy": ENOUGH, "to": places} for run, places in zip(runs, to)]
         else:
-            resumed = [scenario(stores, folder / f"{kind}-4-to-2", parallel=kind) for kind in kinds]
+            crossed = zip(kinds, reversed(kinds))  # either kind goes on from the other's save
+            resumed = [scenario(stores, folder / f"{kind}-4-to-2", parallel=other) for kind, other in crossed]
             runs += [{**run, "resume": True, "stop": ENOUGH} for run in resumed]
         together(count, runs, folder)
     alone = [{**scenario(stores, folder / f"{kind}-4-to-1"), "resume": True} for kind in kinds]
@@ -183,6 +184,13 @@ def test_a_killed_process_ends_the_run_which_one_goes_on_with(tmp_path, demos, k
     done.kill()
     done.communicate()
     assert int(lines[-1].split()[-1]) >= 5, lines
+
+
+def test_an_allocation_of_slurm_is_no_group_but_a_step_is(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert not announced()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert announced()
 
 
 def test_too_few_processes(tmp_path, demos):
