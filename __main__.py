@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train-visual": ("train_visual", "train generated image subgoals and a policy that reaches them (SuSIE)"),
     "train-video": ("train_video", "train generated videos and inverse dynamics that follow them (UniPi)"),
     "train": ("train", "train a backbone and an action head on episode stores"),
+    "profile": ("profile", "see where the time of a chunk and of a training step goes, beside what the device allows"),
     "import-policy": ("import_policy", "a policy of LeRobot or openpi as a checkpoint"),
     "export-policy": ("export_policy", "a checkpoint as a policy of LeRobot"),
     "eval": ("eval", "run a policy (checkpoint=) or a planner (planner=) in closed loop and count successes"),

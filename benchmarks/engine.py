@@ -132,7 +132,7 @@ class Pair:
         )
 
         def ours() -> Any:
-            return loop._update([None])[0]["loss"].item()
+            return loop.update([None])[0]["loss"].item()
 
         wanted = theirs()
         assert abs(ours() - wanted) < 1e-4 * abs(wanted), (ours(), wanted)

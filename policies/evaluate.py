@@ -20,6 +20,7 @@ from ..console import human_time, log, progress, require_disk, table, typed
 from ..errors import ConfigError, did_you_mean
 from ..identity import digest
 from ..spec import EmbodimentSpec, Observation
+from ..vla.accelerate import PLAIN, Acceleration
 from ..vla.generative.folder import kind_of
 from ..vla.slowfast import is_pair
 from .base import Policy
@@ -48,6 +49,7 @@ def evaluate(
     control: str = "none",
     planner: Callable[..., Any] | None = None,
     rollout: Workers | None = None,
+    acceleration: Acceleration | None = None,
     videos: int = 4,
     report: bool = True,
     device: str = "cpu",
@@ -71,6 +73,7 @@ def evaluate(
         control: ``none``, or an honesty check: ``shuffle`` or ``blind``.
         planner: Makes the planner over a checkpoint that generates subgoals; null for the one of its kind.
         rollout: Where episodes are run: ``local``, ``processes`` or ``ray``; null for local. Results are the same.
+        acceleration: How chunks are made faster: ``plain``, ``compiled``, ``bf16``, ``gpu`` or ``fp8``; null for not.
         videos: Videos a task, failures first; 0 for none.
         report: Write a self-contained report.html.
         device: Where the model runs.
@@ -83,10 +86,11 @@ def evaluate(
     limits, spec, known = {}, None, None
     for name, make in tasks.items():
         limits[name], spec, known = look_at(make, spec)
-    policy = _policy(checkpoint, executor, planner, spec, device)
+    hurry = None if acceleration == PLAIN else acceleration
+    policy = _policy(checkpoint, executor, planner, spec, device, hurry)
     folder = Path(out)
     require_disk(folder, 50e6, "evaluation")
-    key = _run_key(checkpoint, policy, control)
+    key = _run_key(checkpoint, policy, control, hurry)
     store = EpisodeLog(folder / "episodes.jsonl", key)
     begin, before = time.monotonic(), len(store.rows)
     shares = _shares(splits or {"train": 0.5, "paraphrase": 0.25, "pair": 0.25}, known)
@@ -96,7 +100,7 @@ def evaluate(
     if not local and (hasattr(policy, "cost") or hasattr(policy, "album")):
         raise ConfigError("subgoals are shown and counted where they are made: expected rollout=local with a planner")
     # Here the policy is there already; elsewhere it is loaded by each worker.
-    making = partial(_acting, checkpoint, executor, planner, device, control)
+    making = partial(_acting, checkpoint, executor, planner, device, control, hurry)
     setting = Setting(
         policy=(lambda spec: _under(policy, control)) if local else making,
         envs=tasks,
@@ -160,8 +164,12 @@ def _policy(
     planner: Callable[..., Any] | None,
     spec: EmbodimentSpec | None,
     device: str,
+    acceleration: Acceleration | None,
 ) -> Policy:
     """What acts: a checkpoint's policy, or a planner over one that generates subgoals."""
+    generates = is_pair(checkpoint) or kind_of(checkpoint) is not None
+    if acceleration is not None and (generates or planner is not None):
+        raise ConfigError("planners run their models as they are: expected acceleration=plain with a planner")
     if is_pair(checkpoint):
         from .planners.latent import SlowFastRunner
 
@@ -175,7 +183,7 @@ def _policy(
             f"{checkpoint} generates no subgoals: expected a checkpoint of brachium train-visual, train-video or "
             "train-latent beside planner=visual, video or latent"
         )
-    return executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device))
+    return executor(VLAPolicy.from_checkpoint(checkpoint, like=spec, device=device, acceleration=acceleration))
 
 
 def _tasks(
@@ -236,10 +244,11 @@ def _acting(
     planner: Callable[..., Any] | None,
     device: str,
     control: str,
+    acceleration: Acceleration | None,
     spec: EmbodimentSpec,
 ) -> Policy:
     """What acts, in a worker."""
-    return _under(_policy(checkpoint, executor, planner, spec, device), control)
+    return _under(_policy(checkpoint, executor, planner, spec, device, acceleration), control)
 
 
 def _under(policy: Policy, control: str) -> Policy:
@@ -349,11 +358,12 @@ class EpisodeLog:
             file.write(json.dumps(row) + "\n")
 
 
-def _run_key(checkpoint: str, policy: Policy, control: str) -> str:
-    """What a result depends on: weights, executor, control."""
+def _run_key(checkpoint: str, policy: Policy, control: str, acceleration: Acceleration | None) -> str:
+    """What a result depends on: weights, executor, control, and how chunks are computed."""
     found = hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes())
     options = {k: v for k, v in vars(policy).items() if isinstance(v, (int, float, str, bool))}
-    found.update(json.dumps([type(policy).__name__, options, control], sort_keys=True).encode())
+    hurried = [] if acceleration is None else [vars(acceleration)]
+    found.update(json.dumps([type(policy).__name__, options, control, *hurried], sort_keys=True).encode())
     return found.hexdigest()[:16]
 
 

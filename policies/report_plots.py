@@ -220,7 +220,11 @@ def new_figure(size: tuple[float, float]) -> Any:
 
     figure = Figure(size, layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
+    return figure, new_axes(figure.add_subplot())
+
+
+def new_axes(axes: Any) -> Any:
+    """Axes in the reports' looks."""
     axes.patch.set_alpha(0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -229,7 +233,7 @@ def new_figure(size: tuple[float, float]) -> Any:
     axes.xaxis.label.set(color=MUTED, size=_FONT)
     axes.yaxis.label.set(color=MUTED, size=_FONT)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _legend(axes: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..console import log
 from ..errors import CheckpointError, ConfigError, did_you_mean
@@ -15,6 +15,9 @@ from .executor import ChunkExecutor
 from .harness import HarnessServer
 from .request import RequestFormat
 from .server import PolicyServer, run
+
+if TYPE_CHECKING:
+    from ..vla.accelerate import Acceleration
 
 SPEAKS = ("openpi", "harness")
 """Protocols: brachium's own, which is openpi's with more, and the public vla-evaluation harness's."""
@@ -34,6 +37,7 @@ def serve(
     queue: int = 64,
     executor: Callable[..., ChunkExecutor] | None = None,
     speaks: str = "openpi",
+    acceleration: Acceleration | None = None,
 ) -> int:
     """Serve a checkpoint to brachium's and openpi's clients until interrupted.
 
@@ -52,6 +56,8 @@ def serve(
             which clients execute by themselves.
         speaks: ``openpi`` (brachium's clients and openpi's) or ``harness``, the protocol of the vla-evaluation
             harness, which takes single actions: it needs an executor, and a request_format such as harness_libero.
+        acceleration: How chunks are made faster: ``plain``, ``compiled``, ``bf16``, ``gpu`` or ``fp8``; null for not.
+            The address is printed when all sizes of batches are compiled and recorded.
     """
     if speaks not in SPEAKS:
         raise ConfigError(f"unknown speaks {speaks!r}. {did_you_mean(speaks, SPEAKS)}")
@@ -68,7 +74,9 @@ def serve(
         torch.set_num_threads(threads)
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     sizes = [size for size in BATCHES if size < batch] + [batch]
-    policy = VLAPolicy.from_checkpoint(checkpoint, embodiment=embodiment, device=where, batch_size=sizes)
+    policy = VLAPolicy.from_checkpoint(
+        checkpoint, embodiment=embodiment, device=where, batch_size=sizes, acceleration=acceleration
+    )
     made = PolicyServer if speaks == "openpi" else HarnessServer
     server = made(
         policy,

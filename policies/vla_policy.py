@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import SpecMismatchError, did_you_mean
 from ..spec import ActionChunk, EmbodimentSpec, Guidance, Observation
-from ..vla.checkpoint import load_checkpoint, predict, read_meta
+from ..vla.accelerate import Acceleration, sampler_of
+from ..vla.checkpoint import load_checkpoint, read_meta
 from ..vla.model import VLAModel
 
 
@@ -24,9 +25,17 @@ class VLAPolicy:
         model: Loaded model.
         embodiment: Name of the embodiment to act for; the only one when None.
         batch_size: Rows of every forward pass; or sizes to choose from.
+        acceleration: How chunks are made faster; None for not at all. It changes the model.
     """
 
-    def __init__(self, model: VLAModel, *, embodiment: str | None = None, batch_size: int | Sequence[int] = 8) -> None:
+    def __init__(
+        self,
+        model: VLAModel,
+        *,
+        embodiment: str | None = None,
+        batch_size: int | Sequence[int] = 8,
+        acceleration: Acceleration | None = None,
+    ) -> None:
         names = list(model.embodiments)
         name = names[0] if embodiment is None and len(names) == 1 else embodiment
         if name not in model.embodiments:
@@ -37,6 +46,7 @@ class VLAPolicy:
         self.action_horizon = model.recipe.action_horizon
         self.noise_dim = model.noise_dim(self.name)
         self.takes_guidance = model.takes_guidance
+        self._predict = sampler_of(self.model, self.name, acceleration)
 
     @classmethod
     def from_checkpoint(
@@ -47,6 +57,7 @@ class VLAPolicy:
         like: EmbodimentSpec | None = None,
         device: str = "cpu",
         batch_size: int | Sequence[int] = 8,
+        acceleration: Acceleration | None = None,
     ) -> VLAPolicy:
         """Load and verify a checkpoint (its golden batches must come out).
 
@@ -56,6 +67,7 @@ class VLAPolicy:
             like: Or what the robot or environment is: the embodiment that means the same is taken.
             device: Where the model runs.
             batch_size: Rows of every forward pass; or sizes to choose from.
+            acceleration: How chunks are made faster, once the checkpoint has proved itself; None for not at all.
 
         Raises:
             SpecMismatchError: None of the model's embodiments fits, with every difference to the nearest.
@@ -68,7 +80,7 @@ class VLAPolicy:
                 nearest = min(known.values(), key=lambda spec: len(spec.differences(like)))
                 nearest.require_same(like, f"checkpoint {path}", "environment")
             embodiment = like.name if like.name in fits else fits[0]
-        return cls(model, embodiment=embodiment, batch_size=batch_size)
+        return cls(model, embodiment=embodiment, batch_size=batch_size, acceleration=acceleration)
 
     @staticmethod
     def describe(path: str | Path) -> dict[str, object]:
@@ -97,7 +109,7 @@ class VLAPolicy:
                 led = [guide for k in full if (guide := guides[k]) is not None]
                 guide = Guidance.stack(led) if led else None
                 draws = np.asarray(noise[full], np.float32)
-                chunks[part] = predict(self.model, self.name, stacked, draws, guide)[: len(part)]
+                chunks[part] = self._predict(stacked, draws, guide)[: len(part)]
         return ActionChunk(
             actions=chunks,
             control_hz=self.embodiment.control_hz,

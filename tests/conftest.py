@@ -30,13 +30,15 @@ settings.register_profile("same", derandomize=True, deadline=None, suppress_heal
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-LONG = ("test_demo.py",)
+LONG = ("test_demo.py", "test_parallel.py", "test_heads.py")
 """Files that take minutes in few tests: a worker that gets one last leaves the other without work."""
+REALTIME = "real_robot"
+"""Folder of tests that keep time, and mostly wait: last, so that nothing that computes runs beside them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Begin with the long files, end with those that keep time."""
+    items.sort(key=lambda item: (item.path.parent.name == REALTIME, item.path.name not in LONG))
 
 
 TENSOR = re.compile(r"\b(Float|Int|UInt8|Bool|Num|Shaped|Integer|Inexact|Key)\w*\[")

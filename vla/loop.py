@@ -23,6 +23,7 @@ from .log import TrainLog
 from .meter import Meter, peak_memory
 from .optim import HABITS, Optimization, make_optimizers
 from .parallel import ALONE, Processes, Share, distribute, is_lost, local, repeated_layers, synced, whole
+from .parts import part
 from .resume import Saves, say_failed
 
 COUNTED_FROM = 100
@@ -152,7 +153,7 @@ class TrainLoop:
                 for batches in loader:
                     if meter.flops is None and options.steps - first >= COUNTED_FROM and not options.compile:
                         self._count(batches, meter)
-                    metrics_now, norm = self._update(batches)
+                    metrics_now, norm = self.update(batches)
                     now = max(time.monotonic() - begin, 1e-9)
                     self.spent, self.wait_share = self.earlier + now, loader.wait_s / now
                     if self.step % options.log_every == 0 or self.step == options.steps:
@@ -222,7 +223,7 @@ class TrainLoop:
             for key, value in kept.items():
                 self.buffers[key].copy_(value)
 
-    def _update(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], float]:
+    def update(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], float]:
         """One step: gradients of every share, then the optimiser's; metrics, this process's part, and the norm."""
         options, device = self.options, self.device
         for optimizer, times in self.optimizers:
@@ -238,10 +239,12 @@ class TrainLoop:
             with synced(self.share, self.processes, last):
                 with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
                     loss, parts = self.share(batch, torch.Generator().manual_seed(seed))
-                (loss if self.processes.world == 1 else loss * self.processes.world).backward()
+                with part("backward"):
+                    (loss if self.processes.world == 1 else loss * self.processes.world).backward()
             for key, value in {"loss": loss, **parts}.items():
                 metrics[key] = metrics[key] + value.detach() if key in metrics else value.detach()
-        norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)).item()
+        with part("clipping"):
+            norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), options.grad_clip)).item()
         if not (math.isfinite(norm) and torch.isfinite(metrics["loss"])):
             told = "" if self.explain is None else f"\nIts batch: {self.explain(self.step)}"
             raise BrachiumError(
@@ -250,10 +253,12 @@ class TrainLoop:
                 f"optimization.lr{told}"
             )
         with _uninterrupted():  # what Ctrl-C saves must be a whole step
-            for optimizer, _ in self.optimizers:
-                optimizer.step()
+            with part("optimizer"):
+                for optimizer, _ in self.optimizers:
+                    optimizer.step()
             self.step += 1
-            self._update_average()
+            with part("averaged weights"):
+                self._update_average()
         return metrics, norm
 
     def _explained(self, error: BaseException) -> BaseException:

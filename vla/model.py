@@ -22,6 +22,7 @@ from .grounding import METRES, ROLES
 from .heads.base import Context, HeadInputs
 from .heads.flow import FlowMatching
 from .heads.solvers import Guide
+from .parts import part
 from .recipe import Recipe, instantiate
 from .relative import shared_elements
 from .tokenizer import InstructionEncoder
@@ -89,8 +90,19 @@ class VLAModel(nn.Module):
             for kind, dim in (("state", spec.state.dim), ("action", spec.action.dim)):
                 self.register_buffer(f"{kind}_offset_{name}", torch.zeros(dim))
                 self.register_buffer(f"{kind}_scale_{name}", torch.ones(dim))
-            shared_elements(spec, recipe.relative)
             self.register_buffer(f"action_active_{name}", torch.ones(spec.action.dim, dtype=torch.bool))
+            act, seen = shared_elements(spec, recipe.relative)
+            limits = [
+                spec.action.low or [-torch.inf] * spec.action.dim,
+                spec.action.high or [torch.inf] * spec.action.dim,
+            ]
+            for key, value in (
+                ("action_low", torch.tensor(limits[0], dtype=torch.float32)),
+                ("action_high", torch.tensor(limits[1], dtype=torch.float32)),
+                ("relative_action", torch.tensor(act, dtype=torch.long)),
+                ("relative_state", torch.tensor(seen, dtype=torch.long)),
+            ):  # on the device beforehand: a chunk that is captured as a graph cannot copy from the host
+                self.register_buffer(f"{key}_{name}", value, persistent=False)
 
     def check_insulation(self) -> None:
         """Raise ConfigError for a head that cannot be insulated: one that goes on reading by the backbone's layers."""
@@ -140,12 +152,26 @@ class VLAModel(nn.Module):
         """What of the backbone its heads need: ``states``, ``keys`` (and values, of every layer), both or neither."""
         return frozenset().union(*(READS[head.reads] for head in (self.head, self.speech) if head is not None))
 
-    def tokens(self, instructions: Iterable[str], state: Float[Tensor, "b s"], embodiment: str) -> Int[Tensor, "b l"]:
-        """The prompts as token ids, on the model's device; `state` is in the embodiment's units."""
+    def tokens(
+        self,
+        instructions: Iterable[str],
+        state: Float[Tensor, "b s"],
+        embodiment: str,
+        *,
+        multiple: int | None = None,
+    ) -> Int[Tensor, "b l"]:
+        """The prompts as token ids, on the model's device; `state` is in the embodiment's units.
+
+        All prompts have the recipe's length, or with `multiple` the least multiple of it that the longest needs.
+        """
         told = None
         if self.recipe.state == "prompt":
             told = self._normalised("state", state, embodiment).detach().cpu().numpy()
-        return torch.from_numpy(self.instructions(instructions, told)).to(self.device)
+        found = self.instructions(instructions, told)
+        if multiple is not None:
+            longest = found.shape[1] - int((found != self.instructions.pad).any(0).argmax())  # padded on the left
+            found = found[:, -min(found.shape[1], -(-longest // multiple) * multiple) :]
+        return torch.from_numpy(found).to(self.device)
 
     def encode(
         self,
@@ -164,21 +190,23 @@ class VLAModel(nn.Module):
             image_mask: False at cameras that are not there.
         """
         if self.recipe.points:
-            return self.encoder(images, tokens, state)
+            with part("encoder"):
+                return self.encoder(images, tokens, state)
         extra = []
         if embodiment in self.soft_prompts:
             extra.append(self.soft_prompts[embodiment].expand(len(tokens), -1, -1))
         if self.recipe.state == "prefix":
             extra.append(self._body(state, embodiment)[:, None])
-        return self.encoder(
-            images,
-            tokens,
-            state,
-            image_mask=image_mask,
-            extra=torch.cat(extra, dim=1) if extra else None,
-            keep="keys" in self.reads,
-            states="states" in self.reads,
-        )
+        with part("encoder"):
+            return self.encoder(
+                images,
+                tokens,
+                state,
+                image_mask=image_mask,
+                extra=torch.cat(extra, dim=1) if extra else None,
+                keep="keys" in self.reads,
+                states="states" in self.reads,
+            )
 
     def loss(
         self,
@@ -201,7 +229,8 @@ class VLAModel(nn.Module):
         more = {}
         if executed is not None and self.max_delay:
             more["executed"] = self.normalised_action(executed, embodiment, state)[0]
-        each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator, **more)
+        with part("head"):
+            each = self.head.loss(seen, normalised, ~action_pad, active, embodiment, generator, **more)
         if self.speech is not None:
             said = self.speech.loss(context, normalised, ~action_pad, active, embodiment, generator)
             each = each + self.recipe.speech_weight * said
@@ -223,17 +252,26 @@ class VLAModel(nn.Module):
         Raises:
             ConfigError: Guidance for a head that takes none.
         """
+        guide = None if guidance is None else self.guide(guidance, embodiment, state)
+        return self.chunk(encoding, state, noise, embodiment, guide)
+
+    def chunk(
+        self,
+        encoding: Encoding,
+        state: Float[Tensor, "b s"],
+        noise: Float[Tensor, "b h n"],
+        embodiment: str,
+        guide: Guide | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """What `sample` does, of tensors on the model's device alone."""
         offset, scale = self._buffer("action_offset", embodiment), self._buffer("action_scale", embodiment)
         spec, active = self.embodiments[embodiment].action, self._buffer("action_active", embodiment)
         context = self.context(encoding, state, embodiment)
-        more = {} if guidance is None else {"guide": self._guide(guidance, embodiment, state)}
-        found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment, **more).float()
+        more = {} if guide is None else {"guide": guide}
+        with part("head"):
+            found = self.head.sample(context, noise, _widen(active, noise.shape[-1]), embodiment, **more).float()
         actions = found[..., : spec.dim] * active * scale + offset + self.origin(state, embodiment)
-        if spec.low:
-            actions = torch.maximum(actions, torch.tensor(spec.low, device=actions.device))
-        if spec.high:
-            actions = torch.minimum(actions, torch.tensor(spec.high, device=actions.device))
-        return actions
+        return actions.clamp(self._buffer("action_low", embodiment), self._buffer("action_high", embodiment))
 
     @property
     def max_delay(self) -> int:
@@ -245,7 +283,7 @@ class VLAModel(nn.Module):
         """Whether chunks can be led to agree with a plan (real-time chunking)."""
         return isinstance(self.head, FlowMatching)
 
-    def _guide(self, guidance: Guidance, embodiment: str, state: Float[Tensor, "b s"]) -> Guide:
+    def guide(self, guidance: Guidance, embodiment: str, state: Float[Tensor, "b s"]) -> Guide:
         """Guidance of normalised actions."""
         if not self.takes_guidance:
             raise ConfigError(
@@ -273,8 +311,8 @@ class VLAModel(nn.Module):
         """What chunks that begin in `state` are relative to: zero but for the recipe's `relative` elements."""
         origin = state.new_zeros(len(state), 1, self.spec(embodiment).action.dim)
         if self.recipe.relative:
-            act, seen = shared_elements(self.spec(embodiment), self.recipe.relative)
-            origin[:, 0, act] = state[:, seen]
+            seen = state[:, self._buffer("relative_state", embodiment)]
+            origin.index_copy_(2, self._buffer("relative_action", embodiment), seen[:, None])
         return origin
 
     def _normalised(self, kind: str, value: Tensor, embodiment: str) -> Tensor:

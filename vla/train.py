@@ -227,7 +227,7 @@ def _train(
         module=vla,
         make_batch=data.make,
         make_share=data.make_share,
-        loss=_objective(vla, writers),
+        loss=make_objective(vla, writers),
         options=optimization,
         folder=folder,
         resume=resume,
@@ -280,7 +280,7 @@ def _announce(vla: VLAModel, sources: Sequence[Source], data: MixedData) -> None
     )
 
 
-def _objective(
+def make_objective(
     vla: VLAModel, writers: dict[str, ActionWriter]
 ) -> Callable[[list[PolicyBatch], torch.Generator], tuple[Tensor, dict[str, Tensor]]]:
     """The head's loss over all windows, and with `writers` the insulated encoder's own.

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from ...errors import ConfigError, SpecMismatchError, did_you_mean
 from ..attention import LayerShape, Rotary, additive, block_mask
+from ..parts import part
 from .base import BackboneFeatures, Prefix, Seen, VLMFamily
 from .kept import KeptLayers, Read
 from .lean import make_lean
@@ -235,9 +236,15 @@ class HFBackbone(nn.Module):
             place = slice(before.mask.shape[1], before.mask.shape[1] + extra.shape[1])
             found = self.extend(before, extra.to(before.keys[0].dtype), real, two_way=True)
             return replace(found, spans={**before.spans, "extra": place, "readouts": slice(place.stop, place.stop)})
-        pixels = self.normalise(images)
+        with part("images"):
+            pixels = self.normalise(images)
+        if image_mask is not None and not torch.is_grad_enabled() and len(self.family.positions(1)[0]) == 1:
+            here = image_mask.any(0)  # a camera that no row has takes up no positions either
+            if not here.all():
+                pixels, image_mask = pixels[:, here], image_mask[:, here]
         b, n = pixels.shape[:2]
-        seen = self._see(pixels.flatten(0, 1))
+        with part("vision tower"):
+            seen = self._see(pixels.flatten(0, 1))
         pictures, visual = self.family.prefix(seen.tokens.unflatten(0, (b, n)))
         if self.scale:
             pictures = pictures * self.width**0.5
@@ -253,9 +260,9 @@ class HFBackbone(nn.Module):
             mask[:, :m] = image_mask.repeat_interleave(m // n, dim=1)
         mask[:, m : m + lengths[1]] = token_mask
         told = m + lengths[1]
-        blocks = torch.zeros(told, dtype=torch.long) if self.two_way else torch.arange(told)
-        later = [torch.full((count,), told + k) for k, count in enumerate(lengths[2:])]
-        blocks = torch.cat([blocks, *later]).to(device).expand(b, -1)
+        blocks = torch.arange(told, device=device) * (not self.two_way)
+        later = [torch.full((count,), told + k, device=device) for k, count in enumerate(lengths[2:])]
+        blocks = torch.cat([blocks, *later]).expand(b, -1)
         where, start = self.family.positions(n)
         if len(where) == 1:  # masked images take up no positions either
             positions = (mask.cumsum(1) - 1).clamp(min=0)[None]
@@ -267,7 +274,7 @@ class HFBackbone(nn.Module):
         sequence = torch.cat(list(parts.values()), dim=1)
         cache = KeptLayers(self.layers.count, stops=not states and not compiling()) if keep else None
         last = sequence[..., :0]
-        with suppress(Read):
+        with part("language model"), suppress(Read):
             last = self.family.read(
                 sequence,
                 additive(block_mask(blocks, blocks, mask), sequence.dtype)[:, None],
@@ -297,8 +304,7 @@ class HFBackbone(nn.Module):
         for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values)):
             cache.update(key, value, layer)
         real = torch.cat([prefix.mask, mask], dim=1)
-        blocks = torch.zeros(q, dtype=torch.long) if two_way else torch.arange(q)
-        asking = blocks.to(device).expand(b, -1)
+        asking = (torch.arange(q, device=device) * (not two_way)).expand(b, -1)
         known = torch.cat([torch.full((b, before), -1, device=device), asking], dim=1)
         steps = prefix.next[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
         axes = len(self.family.positions(1)[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -36,6 +37,20 @@ class SmolVLM(VLMFamily):
         self.vision_width = int(vision.hidden_size)
 
     def look(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
-        """Patches and image tokens of images."""
-        patches = self.core.vision_model(pixel_values=pixels).last_hidden_state
+        """Patches and image tokens of images.
+
+        The tower's own `forward` looks which patches are padding, and waits for the device to say so; here none are.
+        """
+        tower = self.core.vision_model
+        embedded = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        embedded = embedded + tower.embeddings.position_embedding(self._places(pixels.device))
+        patches = tower.post_layernorm(tower.encoder(inputs_embeds=embedded, attention_mask=None).last_hidden_state)
         return Seen(patches=patches, tokens=self.core.connector(patches))
+
+    def _places(self, device: torch.device) -> Int[Tensor, " p"]:
+        """Which of the position embeddings, learnt for the tower's own size, belong to the patches of an image."""
+        own, side = int(self.core.vision_model.embeddings.num_patches_per_side), self.grid[0]
+        edges = torch.arange(1 / own, 1.0, 1 / own, device=device)
+        share = (torch.arange(side, device=device, dtype=torch.float32) * (1.0 / side)).clamp(max=1.0 - 1e-6)
+        along = torch.bucketize(share, edges, right=True)
+        return (along[:, None] * own + along).flatten()

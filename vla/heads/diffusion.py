@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, did_you_mean
 from ..draws import RandomSource, integers, normal
+from ..parts import part
 from .base import Context, ContextPool, HeadInputs, masked_mean
 from .flow import time_features
 from .mlp import ChunkMLP
@@ -100,13 +101,15 @@ class DiffusionHead(nn.Module):
         self, context: Context, noise: Float[Tensor, "b h a"], dim_mask: Bool[Tensor, " a"], embodiment: str
     ) -> Float[Tensor, "b h a"]:
         """Take the noise out, from the highest level to none."""
-        pooled, x = self.pool(context), noise * dim_mask
+        with part("head: context"):
+            pooled, x = self.pool(context), noise * dim_mask
         draw = _more_noise(noise) if self.sampler == "ddpm" else None
         levels = [round(k) for k in torch.linspace(len(self.alphas) - 1, 0, self.steps).tolist()]
         for level, after in zip(levels, [*levels[1:], None]):
             kept = self.alphas[level]
             later = self.alphas.new_ones(()) if after is None else self.alphas[after]
-            answer = self._answer(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
+            with part("head: solver step"):
+                answer = self._answer(pooled, x, x.new_full((len(x),), level, dtype=torch.long), embodiment).float()
             clean = self._clean(x, answer, kept.sqrt(), (1.0 - kept).sqrt()).clamp(-self.clip, self.clip)
             if draw is None:
                 found = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()  # of the chunk as it was cut off

@@ -20,7 +20,7 @@ from ...errors import ConfigError, did_you_mean
 from ..attention import LayerShape, Turn, additive, attend, block_mask
 from ..fused import ACTIVATIONS, linear
 from .base import Context, HeadInputs
-from .expert_steps import ExpertSteps
+from .expert_steps import ExpertSteps, StepPlan
 from .flow import FlowMatching, row_time, time_features
 
 TIMES = ("fused", "modulated")
@@ -108,6 +108,7 @@ class ExpertHead(FlowMatching):
             raise ConfigError("expert: state_token=true needs model.state=vector, for there is no state otherwise")
         self.width, self.every, self.two_way, self.modulated = width, every, two_way, time == "modulated"
         self.horizon = inputs.action_horizon
+        self.plans: dict[str, StepPlan] = {}  # of who accelerates: its weights stay as they are
         self.layers = nn.ModuleList(
             [
                 ExpertLayer(
@@ -150,8 +151,8 @@ class ExpertHead(FlowMatching):
         if self.state_in is not None:
             state = self.state_in(context.vector)[:, None].repeat_interleave(draws, 0)
         count, h = state.shape[1], self.horizon
-        steps = torch.zeros(h, dtype=torch.long) if self.two_way else torch.arange(h)
-        own = torch.cat([torch.full((count,), -1), steps]).to(device).expand(b, -1)
+        steps = torch.arange(h, device=device) * (not self.two_way)
+        own = torch.cat([torch.full((count,), -1, device=device), steps]).expand(b, -1)
         known = torch.cat([torch.full_like(prefix.mask, -2, dtype=torch.long), own], dim=1)
         real = torch.cat([prefix.mask, prefix.mask.new_ones(own.shape)], dim=1)
         after = torch.arange(count + h, device=device).expand(b, -1)
@@ -205,7 +206,11 @@ class ExpertHead(FlowMatching):
 
     def steps_of(self, context: Context, embodiment: str) -> ExpertSteps:
         """The same field for sampling, all that does not change from step to step computed before the first."""
-        return ExpertSteps(self, self.prepare(context, 1), embodiment)
+        return ExpertSteps(self.plan_of(embodiment), self.prepare(context, 1))
+
+    def plan_of(self, embodiment: str) -> StepPlan:
+        """What the steps of every chunk share; anew for every chunk, as weights may change in between."""
+        return self.plans.get(embodiment) or StepPlan(self, embodiment)
 
     def condition(self, time: Float[Tensor, "b n w"]) -> Float[Tensor, "b k w"]:
         """What modulates the norms, of a time's features."""

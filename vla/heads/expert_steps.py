@@ -4,12 +4,14 @@ A chunk takes ten calls of the field, each of them a small network on few tokens
 of operations rather than into arithmetic. Here queries, keys and values are one product, so are gate and feed-forward,
 the actions' two linear layers are folded into one, what time adds is looked up, and masks, turns and norms are as the
 kernels want them. The numbers are those of `ExpertHead.velocity` to the last digits; a test holds the two together.
+
+What a step computes (`step`) is a function of tensors alone, so that it may be compiled once for all chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,127 +23,228 @@ from ..fused import ACTIVATIONS
 from .flow import time_features
 
 if TYPE_CHECKING:
-    from .expert import ExpertHead, ExpertLayer, Norm, Prepared
+    from .expert import ExpertHead, Norm, Prepared
+
+Modulation = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of a norm: (scale + 1, shift, gate), or three times None."""
+PLAIN: Modulation = (None, None, None)
+Step = Callable[..., Tensor]
+
+
+class LayerKind(NamedTuple):
+    """What a layer is, in plain numbers."""
+
+    crosses: bool
+    heads: int
+    groups: int
+    eps: float
+    activation: str
+
+
+class LayerWeights(NamedTuple):
+    """The weights of a layer, as a step uses them; norms without modulation have one, others none."""
+
+    read: Tensor
+    feed: Tensor
+    back: Tensor
+    down: Tensor
+    before: Tensor | None
+    after: Tensor | None
+
+
+class StepWeights(NamedTuple):
+    """The weights of a step."""
+
+    enter: Tensor
+    enter_bias: Tensor
+    order: Tensor | None
+    time: tuple[Tensor, Tensor] | None
+    layers: tuple[LayerWeights, ...]
+    last: Tensor | None
+    out: Tensor
+    out_bias: Tensor
+
+
+class Seen(NamedTuple):
+    """What a step sees of the context: keys and values of every layer, the state's token, masks and turns."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    state: Tensor
+    joint: Tensor
+    cross: Tensor
+    behind: tuple[Tensor, Tensor] | None
+    alone: tuple[Tensor, Tensor] | None
+
+
+class StepPlan:
+    """What the steps of every chunk share: weights, joined where they read the same, and what time adds.
+
+    Args:
+        head: Whose field it is.
+        embodiment: Whose actions.
+
+    Attributes:
+        step: (x, told, condition, seen) -> velocity; `step` with this plan's weights, perhaps compiled.
+    """
+
+    def __init__(self, head: ExpertHead, embodiment: str) -> None:
+        self.head = head
+        enter: Any = head.action_in[embodiment]
+        out: Any = head.action_out[embodiment]
+        order: Tensor | None = head.order
+        if head.modulated:
+            weight, bias, time = enter.weight, enter.bias, None
+        else:  # time_in sees the actions' tokens and then the time's features: two linear layers after each other
+            first, second = head.time_in.weight.split(head.width, dim=1)
+            weight, bias = first @ enter.weight, F.linear(enter.bias, first)
+            self.of_time = second
+            time = (head.time_out.weight, head.time_out.bias)
+            order = None if order is None else F.linear(order, first)
+        layers: list[Any] = list(head.layers)
+        self.kinds = tuple(
+            LayerKind(layer.cross, layer.heads, layer.groups, layer.input_layernorm.eps, layer.activation)
+            for layer in layers
+        )
+        self.weights = StepWeights(
+            enter=weight,
+            enter_bias=bias,
+            order=order,
+            time=time,
+            layers=tuple(_weights(layer) for layer in layers),
+            last=_weight(head.norm),
+            out=out.weight,
+            out_bias=out.bias,
+        )
+        self.norms: list[Any] = [n for each in layers for n in (each.input_layernorm, each.post_attention_layernorm)]
+        self.norms.append(head.norm)
+        self.times: dict[float, Any] = {}
+        self.step: Step = self._plain
+
+    def _plain(self, x: Tensor, told: Tensor | None, condition: Sequence[Modulation], seen: Seen) -> Tensor:
+        return step(self.weights, self.kinds, self.head.norm.eps, x, told, condition, seen)
+
+    def at(self, t: float) -> Any:
+        """What time adds to the tokens, (w,), or how it modulates every norm: `Modulation`, (w,) each."""
+        if t not in self.times:
+            head, width = self.head, self.head.width
+            time = time_features(self.weights.enter.new_full((1,), t, dtype=torch.float32), width)
+            if not head.modulated:
+                self.times[t] = F.linear(time.to(self.of_time.dtype), self.of_time, head.time_in.bias)[0]
+            else:
+                told = head.condition(time[:, None])[0, 0]
+                parts = [norm.dense(told).chunk(3) for norm in self.norms]
+                self.times[t] = tuple((1.0 + scale.float(), shift.float(), gate) for scale, shift, gate in parts)
+        return self.times[t]
 
 
 class ExpertSteps:
     """The field of an expert for one context, to be called at every step of the solver.
 
     Args:
-        head: Whose field it is.
-        prepared: What it needs of the context.
-        embodiment: Whose actions.
+        plan: What the steps of every chunk share.
+        prepared: What they need of the context.
     """
 
-    def __init__(self, head: ExpertHead, prepared: Prepared, embodiment: str) -> None:
-        self.head, self.prepared = head, prepared
-        self.out: Any = head.action_out[embodiment]
-        self.width, self.states = head.width, prepared.state.shape[1]
-        self.joint, self.cross = prepared.joint[:, None], prepared.cross[:, None]
-        self.behind, self.alone = (None if turn is None else rolled(turn) for turn in (prepared.behind, prepared.alone))
-        self.layers = [_Layer(layer) for layer in head.layers]  # type: ignore[arg-type]
-        self.last = _weight(head.norm)
-        self.times: dict[float, Any] = {}
-        enter: Any = head.action_in[embodiment]
-        if head.modulated:
-            self.weight, self.bias = enter.weight, enter.bias
-        else:  # time_in sees the actions' tokens and then the time's features: two linear layers after each other
-            first, second = head.time_in.weight.split(self.width, dim=1)
-            self.weight, self.bias = first @ enter.weight, F.linear(enter.bias, first)
-            self.of_time = second
-        order = head.order
-        self.order = order if order is None or head.modulated else F.linear(order, first)
+    def __init__(self, plan: StepPlan, prepared: Prepared) -> None:
+        self.plan, self.states = plan, prepared.state.shape[1]
+        behind, alone = (None if turn is None else rolled(turn) for turn in (prepared.behind, prepared.alone))
+        self.seen = Seen(
+            keys=prepared.keys,
+            values=prepared.values,
+            state=prepared.state,
+            joint=prepared.joint[:, None],
+            cross=prepared.cross[:, None],
+            behind=behind,
+            alone=alone,
+        )
 
     def __call__(
         self, x: Float[Tensor, "b h a"], t: float, given: Bool[Tensor, "b h"] | None = None
     ) -> Float[Tensor, "b h a"]:
         """The field at chunk `x` and time `t`; the time of rows that are given is that of data."""
-        head, prepared = self.head, self.prepared
-        hidden = F.linear(x, self.weight, self.bias)
-        if self.order is not None:
-            hidden = hidden + self.order
-        told = self._at(t)
-        if head.modulated:
-            condition = told if given is None else self._by_row(told, self._at(0.0), given)
-        else:
-            row = told if given is None else torch.where(given[..., None], self._at(0.0), told)
-            hidden = F.linear(F.silu(hidden + row), head.time_out.weight, head.time_out.bias)
-            condition = [(None, None, None)] * (2 * len(self.layers) + 1)
-        if self.states:
-            hidden = torch.cat([prepared.state.to(hidden.dtype), hidden], dim=1)
-        for number, layer in enumerate(self.layers):
-            seen, turn = (self.cross, self.alone) if layer.crosses else (self.joint, self.behind)
-            keys, values = prepared.keys[number], prepared.values[number]
-            hidden = layer(hidden, keys, values, seen, turn, condition[2 * number], condition[2 * number + 1])
-        scale, shift, _ = condition[-1]
-        if self.states:
-            hidden = hidden[:, self.states :]
-            if given is not None and scale is not None:
-                scale, shift = scale[:, self.states :], shift[:, self.states :]
-        last = _norm(hidden, self.last, head.norm.eps, scale, shift)
-        return F.linear(last.to(self.out.weight.dtype), self.out.weight, self.out.bias)
+        plan = self.plan
+        told = plan.at(t)
+        if not plan.head.modulated:
+            row = told if given is None else torch.where(given[..., None], plan.at(0.0), told)
+            return plan.step(x, row, (PLAIN,) * len(plan.norms), self.seen)
+        condition = told if given is None else self._by_row(told, plan.at(0.0), given)
+        return plan.step(x, None, condition, self.seen)
 
-    def _at(self, t: float) -> Any:
-        """What time adds to the tokens, (w,), or how it modulates every norm: (scale + 1, shift, gate), (w,) each."""
-        if t not in self.times:
-            head = self.head
-            time = time_features(self.weight.new_full((1,), t, dtype=torch.float32), self.width)
-            if not head.modulated:
-                self.times[t] = F.linear(time.to(self.of_time.dtype), self.of_time, head.time_in.bias)[0]
-            else:
-                told = head.condition(time[:, None])[0, 0]
-                norms = [n for layer in self.layers for n in layer.norms] + [head.norm]
-                parts = [norm.dense(told).chunk(3) for norm in norms]
-                self.times[t] = [(1.0 + scale.float(), shift.float(), gate) for scale, shift, gate in parts]
-        return self.times[t]
-
-    def _by_row(self, told: Any, data: Any, given: Bool[Tensor, "b h"]) -> list[Any]:
+    def _by_row(self, told: Any, data: Any, given: Bool[Tensor, "b h"]) -> tuple[Any, ...]:
         """Modulations of every row; those given have the time of data, and the state's token that of the others."""
         rows = F.pad(given, (self.states, 0))[..., None]
-        return [tuple(torch.where(rows, b, a) for a, b in zip(mine, theirs)) for mine, theirs in zip(told, data)]
+        return tuple(tuple(torch.where(rows, b, a) for a, b in zip(mine, theirs)) for mine, theirs in zip(told, data))
 
 
-class _Layer:
-    """One layer of the expert."""
+def step(
+    weights: StepWeights,
+    kinds: Sequence[LayerKind],
+    eps: float,
+    x: Float[Tensor, "b h a"],
+    told: Tensor | None,
+    condition: Sequence[Modulation],
+    seen: Seen,
+) -> Float[Tensor, "b h a"]:
+    """The field at chunk `x`.
 
-    def __init__(self, layer: ExpertLayer) -> None:
-        self.crosses, self.groups, self.heads = layer.cross, layer.groups, layer.heads
-        read = [layer.q_proj] if layer.cross else [layer.q_proj, layer.k_proj, layer.v_proj]
-        self.read = joined_weight(read)
-        self.feed = joined_weight([layer.gate_proj, layer.up_proj])
-        self.back, self.down = layer.o_proj.weight.t(), layer.down_proj.weight.t()
-        self.norms: tuple[Any, Any] = (layer.input_layernorm, layer.post_attention_layernorm)
-        self.weights = tuple(_weight(norm) for norm in self.norms)
-        self.eps = layer.input_layernorm.eps
-        self.activate = ACTIVATIONS[layer.activation][0]
+    Args:
+        weights, kinds: Of the expert, by layer.
+        eps: Of the last norm.
+        x: The chunk.
+        told: What time adds to its tokens, where it does not modulate the norms.
+        condition: How it does: of the two norms of every layer, and of the last.
+        seen: What there is to see.
+    """
+    hidden = F.linear(x, weights.enter, weights.enter_bias)
+    if weights.order is not None:
+        hidden = hidden + weights.order
+    if weights.time is not None and told is not None:
+        hidden = F.linear(F.silu(hidden + told), *weights.time)
+    states = seen.state.shape[1]
+    if states:
+        hidden = torch.cat([seen.state.to(hidden.dtype), hidden], dim=1)
+    for number, (kind, layer) in enumerate(zip(kinds, weights.layers)):
+        mask, turn = (seen.cross, seen.alone) if kind.crosses else (seen.joint, seen.behind)
+        before, after = condition[2 * number], condition[2 * number + 1]
+        hidden = _layer(kind, layer, hidden, seen.keys[number], seen.values[number], mask, turn, before, after)
+    scale, shift, _ = condition[-1]
+    if states:
+        hidden = hidden[:, states:]
+        if scale is not None and shift is not None and scale.dim() > 1:
+            scale, shift = scale[:, states:], shift[:, states:]
+    last = _norm(hidden, weights.last, eps, scale, shift)
+    return F.linear(last.to(weights.out.dtype), weights.out, weights.out_bias)
 
-    def __call__(
-        self,
-        x: Float[Tensor, "b q w"],
-        key: Float[Tensor, "b g p c"],
-        value: Float[Tensor, "b g p c"],
-        seen: Float[Tensor, "b 1 q k"],
-        turn: tuple[Tensor, Tensor] | None,
-        before: tuple[Any, Any, Any],
-        after: tuple[Any, Any, Any],
-    ) -> Float[Tensor, "b q w"]:
-        """Attend, feed forward."""
-        b, q = x.shape[:2]
-        inner = _norm(x, self.weights[0], self.eps, *before[:2])
-        heads = self.heads + (0 if self.crosses else 2 * self.groups)
-        mixed = F.linear(inner, self.read).view(b, q, heads, -1).transpose(1, 2)
-        turned = mixed[:, : self.heads + (0 if self.crosses else self.groups)]
-        if turn is not None:
-            turned = roll(turned, *turn)
-        query = turned[:, : self.heads]
-        if not self.crosses:
-            key = torch.cat([key, turned[:, self.heads :]], dim=2)
-            value = torch.cat([value, mixed[:, self.heads + self.groups :]], dim=2)
-        found = shared_attention(query, key, value, seen).transpose(1, 2).reshape(b * q, -1)
-        x = _onto(x, found, self.back, before[2])
-        inner = _norm(x, self.weights[1], self.eps, *after[:2])
-        gate, up = F.linear(inner, self.feed).chunk(2, dim=-1)
-        return _onto(x, (self.activate(gate) * up).view(b * q, -1), self.down, after[2])
+
+def _layer(
+    kind: LayerKind,
+    weights: LayerWeights,
+    x: Float[Tensor, "b q w"],
+    key: Float[Tensor, "b g p c"],
+    value: Float[Tensor, "b g p c"],
+    mask: Float[Tensor, "b 1 q k"],
+    turn: tuple[Tensor, Tensor] | None,
+    before: Modulation,
+    after: Modulation,
+) -> Float[Tensor, "b q w"]:
+    """Attend, feed forward."""
+    b, q = x.shape[:2]
+    own = 0 if kind.crosses else kind.groups
+    inner = _norm(x, weights.before, kind.eps, *before[:2])
+    mixed = F.linear(inner, weights.read).view(b, q, kind.heads + 2 * own, -1).transpose(1, 2)
+    turned = mixed[:, : kind.heads + own]
+    if turn is not None:
+        turned = roll(turned, *turn)
+    query = turned[:, : kind.heads]
+    if own:
+        key = torch.cat([key, turned[:, kind.heads :]], dim=2)
+        value = torch.cat([value, mixed[:, kind.heads + own :]], dim=2)
+    found = shared_attention(query, key, value, mask).transpose(1, 2).reshape(b * q, -1)
+    x = _onto(x, found, weights.back, before[2])
+    inner = _norm(x, weights.after, kind.eps, *after[:2])
+    gate, up = F.linear(inner, weights.feed).chunk(2, dim=-1)
+    return _onto(x, (ACTIVATIONS[kind.activation][0](gate) * up).view(b * q, -1), weights.down, after[2])
 
 
 def shared_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
@@ -163,8 +266,6 @@ def joined_weight(layers: Sequence[nn.Module]) -> Float[Tensor, "m n"]:
     first, size = weights[0], sum(w.numel() for w in weights)
     if len(weights) == 1:
         return first
-    if torch.compiler.is_compiling():
-        return torch.cat(weights)
     shape = (size // first.shape[1], first.shape[1])
     starts = [first.storage_offset() + sum(w.numel() for w in weights[:k]) for k in range(len(weights))]
     beside = all(
@@ -195,6 +296,19 @@ def roll(x: Float[Tensor, "b g q c"], cos: Tensor, sin: Tensor) -> Float[Tensor,
     """What `Turn` does, in three operations."""
     exact = x.float()
     return torch.addcmul(exact * cos, exact.roll(exact.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _weights(layer: Any) -> LayerWeights:
+    """The weights of an `ExpertLayer`."""
+    read = [layer.q_proj] if layer.cross else [layer.q_proj, layer.k_proj, layer.v_proj]
+    return LayerWeights(
+        read=joined_weight(read),
+        feed=joined_weight([layer.gate_proj, layer.up_proj]),
+        back=layer.o_proj.weight.t(),
+        down=layer.down_proj.weight.t(),
+        before=_weight(layer.input_layernorm),
+        after=_weight(layer.post_attention_layernorm),
+    )
 
 
 def _weight(norm: Norm) -> Tensor | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..draws import RandomSource, integers, normal, uniform
+from ..parts import part
 from .base import Context, ContextPool, HeadInputs, masked_mean
 from .mlp import ChunkMLP
 from .solvers import Guide, check_solver, guided, integrate
@@ -150,7 +151,14 @@ class FlowMatching(nn.Module):
 
         A head with a `max_delay` takes the first rows of full weight as given, up to so many; the others are free.
         """
-        velocity = self.steps_of(context, embodiment)
+        with part("head: context"):
+            field_of = self.steps_of(context, embodiment)
+
+        def velocity(*args: Any) -> Tensor:
+            with part("head: solver step"):
+                found: Tensor = field_of(*args)
+                return found
+
         keep = torch.ones_like(dim_mask) if self.fills else dim_mask
         if guide is not None and self.max_delay:
             return self._continued(velocity, noise * keep, dim_mask, keep, guide)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, did_you_mean
 from ..backbones.base import Backbone, Prefix
 from ..draws import RandomSource
+from ..parts import part
 from ..recipe import instantiate
 from .base import Context, HeadInputs
 from .written import Written, target_loss, write
@@ -149,7 +150,8 @@ class VocabularyHead(nn.Module):
                     if self.embedding is None
                     else self.embedding(token)[:, None]
                 )
-                prefix = _go_on(backbone, prefix, embedded)
+                with part("head: next token"):
+                    prefix = _go_on(backbone, prefix, embedded)
             last = prefix.states[:, -1]
             return self.out(last) if self.embedding is not None else backbone.next_words(last)[..., self.words]
 
