@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..console import human_time, table
 from ..errors import BrachiumError, ConfigError, did_you_mean
 from .compose import Composer, parse_overrides
+from .launch import is_for_hydra, launch
 from .signature import arguments, check_tree, locate
 
 FLAGS = ("--help", "--dry-run", "--multirun", "--config-dir")
@@ -34,11 +35,13 @@ class Words:
         flags: Those of `FLAGS` that were given.
         overrides: Hydra overrides, less the search path.
         search_path: From ``hydra.searchpath=[...]`` and ``--config-dir``.
+        hydra: Which launcher or sweeper of Hydra runs the jobs of a sweep, and how, as typed.
     """
 
     flags: frozenset[str]
     overrides: tuple[Override, ...]
     search_path: tuple[str, ...]
+    hydra: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
@@ -62,6 +65,8 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
 
         print(help_page(verb, config_name, composer, typed.lines, about))
         return 0
+    if any(word.startswith("hydra/sweeper=") for word in typed.hydra):  # which knows what its intervals mean
+        return launch(verb, config_name, typed.search_path, [*typed.lines, *typed.hydra])
     jobs = sweep(typed.overrides) if "--multirun" in typed.flags else [typed.lines]
     plans = [plan(verb, config_name, composer, job) for job in jobs]  # every job is checked before the first one runs
     if "--dry-run" in typed.flags and all("dry_run" in tree for tree in plans):
@@ -72,6 +77,8 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
                 print(f"# {' '.join(job)}")
             print(f"# {tree['_target_']}\n{OmegaConf.to_yaml(OmegaConf.create(tree))}", end="")
         return 0
+    if typed.hydra:
+        return launch(verb, config_name, typed.search_path, [*typed.lines, *typed.hydra])
     if "--multirun" in typed.flags:
         return _run_jobs(verb, jobs, plans)
     return call(plans[0])
@@ -131,7 +138,7 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
                 f"Type: brachium {verb} KEY={word}   (brachium {verb} --help lists the keys)"
             )
     search_path = [f"file://{Path(folder).resolve()}" for folder in folders]
-    overrides = []
+    overrides, hydra = [], []
     for override in parse_overrides(plain):
         if override.key_or_group == "hydra.searchpath":
             value = override.value()
@@ -142,6 +149,10 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
             for place in value:
                 _check_place(place)
             search_path += value
+        elif is_for_hydra(override.key_or_group):
+            if "--multirun" not in flags:
+                raise ConfigError(f"{override.input_line}: how a sweep is run. Add --multirun")
+            hydra.append(str(override.input_line))
         elif override.is_sweep_override() and "--multirun" not in flags:
             key, _, value = str(override.input_line).partition("=")
             raise ConfigError(
@@ -151,7 +162,7 @@ def read_overrides(verb: str, flags: frozenset[str], plain: Sequence[str], folde
             )
         else:
             overrides.append(override)
-    return Words(flags=flags, overrides=tuple(overrides), search_path=tuple(search_path))
+    return Words(flags=flags, overrides=tuple(overrides), search_path=tuple(search_path), hydra=tuple(hydra))
 
 
 def _check_place(place: str) -> None:

@@ -72,6 +72,10 @@ class ChunkExecutor:
         """A lane is over."""
         self._lanes.pop(lane, None)
 
+    def timeline(self, lane: int) -> Timeline:
+        """The chunks of a lane that have come."""
+        return self._lanes[lane].timeline
+
     def act(self, observations: Sequence[Observation], lanes: Sequence[int]) -> np.ndarray:
         """Actions float32 (n, a)."""
         missing = [lane for lane in lanes if lane not in self._lanes]

@@ -105,16 +105,29 @@ def training_plots(run: Run) -> list[tuple[str, str, str]]:
         ("Acting: learning rate", _lines("act-lr", act, {"lr": ""}, floor=True), _rate_caption(act)),
         ("Acting: error on held-out episodes", _error_plot(act), _error_caption(act)),
     ]
-    plots.append(("Success over training", _success_curve(run.extra.get("curve", ())), CURVE))
+    curve = run.extra.get("curve", ())
+    told = f"{CURVE} The last is the result." if curve else CURVE
+    plots.append(("Success over training", _success_curve(curve or _rolled_out(act)), told))
     for part, what in PARTS.items():
         curve = _lines(f"{part}-loss", run.logs.get(part, ()), {"loss": "training batch"}, floor=True)
         plots.append((f"{what}: loss", curve, "Lower is better."))
     return [plot for plot in plots if plot[1]]
 
 
-CURVE = (
-    "Averaged weights at some moments of training, in closed loop; bars: 95 % Wilson intervals. The last is the result."
-)
+CURVE = "Averaged weights at some moments of training, in closed loop; bars: 95 % Wilson intervals."
+
+
+def _rolled_out(act: Sequence[Any]) -> list[dict[str, Any]]:
+    """Points of the curve that training itself has logged (``rollout_every``)."""
+    return [
+        {
+            "seconds": entry["eval/trained_s"],
+            "success_rate": entry["eval/success_rate"],
+            "ci95": (entry["eval/success_low"], entry["eval/success_high"]),
+        }
+        for entry in act
+        if "eval/trained_s" in entry
+    ]
 
 
 def _success_curve(points: Sequence[Mapping[str, Any]]) -> str:

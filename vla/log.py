@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from ..console import human_bytes, human_time, log
+from .trackers import Trackers
 
 
 class TrainLog:
@@ -19,10 +21,20 @@ class TrainLog:
         stage: Name of the stage.
         steps: Number of steps in all.
         start: Step that training begins at.
+        trackers: Makes others that are told the same; None for none.
     """
 
-    def __init__(self, folder: Path, stage: str, steps: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        steps: int,
+        start: int = 0,
+        trackers: Callable[[], Trackers] | None = None,
+    ) -> None:
         self.folder, self.stage, self.steps, self.start = folder, stage, steps, start
+        self._make_trackers = trackers
+        self._trackers: Trackers | None = None
         self._file: IO[str] | None = None
         self._board: Any = None
 
@@ -43,6 +55,7 @@ class TrainLog:
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(self.folder / "tensorboard" / self.stage), purge_step=self.start)
+        self._trackers = None if self._make_trackers is None else self._make_trackers()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -50,6 +63,8 @@ class TrainLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def line(
         self,
@@ -95,3 +110,5 @@ class TrainLog:
         self._file.flush()
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
+        if self._trackers is not None:
+            self._trackers.log(step, values)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .optim import HABITS, Optimization, make_optimizers
 from .parallel import ALONE, Processes, Share, distribute, is_lost, local, repeated_layers, synced, whole
 from .parts import part
 from .resume import Saves, say_failed
+from .trackers import Trackers
 
 COUNTED_FROM = 100
 """Steps of a run from which on counting its arithmetic, which takes one more, is worth the while."""
@@ -55,6 +57,9 @@ class TrainLoop:
             returns metrics to log.
         snapshot: Called with the step, with the averaged weights in place, every `snapshot_every` steps.
         snapshot_every: 0 for never.
+        rollout: Step -> metrics of the averaged weights in closed loop, every `rollout_every` steps.
+        rollout_every: 0 for never.
+        track: Names of `trackers.TRACKERS` that are told what is logged.
         identity: What else the numbers depend on, JSON-ready (data, model); a save made with another is refused.
         explain: Step -> which data its batch was, for the error about a loss that is no number.
         processes: Who train together.
@@ -80,6 +85,9 @@ class TrainLoop:
         evaluate_every: int = 0,
         snapshot: Callable[[int], None] | None = None,
         snapshot_every: int = 0,
+        rollout: Callable[[int], dict[str, float]] | None = None,
+        rollout_every: int = 0,
+        track: Sequence[str] = (),
         identity: Mapping[str, Any] | None = None,
         explain: Callable[[int], str] | None = None,
         processes: Processes = ALONE,
@@ -88,6 +96,8 @@ class TrainLoop:
         self.name, self.module, self.processes = name, module, processes
         self.options, self.folder, self.evaluate, self.evaluate_every = options, folder, evaluate, evaluate_every
         self.snapshot, self.snapshot_every, self.explain = snapshot, snapshot_every, explain
+        self.rollout, self.rollout_every, self.track = rollout, rollout_every, track
+        self._aside = 0.0
         self.plain = module if plain is None else plain
         self.count = processes.world * options.accumulate
         if self.count > 1 and make_share is None:
@@ -145,7 +155,7 @@ class TrainLoop:
         meter = Meter(self.device, options.precision, checkpointing=options.checkpointing)
         self.module.train()
         loader = BatchLoader(self._shares, self.step, options.steps - self.step, threads=1, prefetch=3)
-        logger = TrainLog(self.folder, self.name, options.steps, self.step) if self.processes.main else None
+        logger = self._logger() if self.processes.main else None
         try:
             with logger or nullcontext(), self._asked_to_stop():
                 if self.step and self._due(self.snapshot_every):  # it may have been broken off
@@ -154,7 +164,7 @@ class TrainLoop:
                     if meter.flops is None and options.steps - first >= COUNTED_FROM and not options.compile:
                         self._count(batches, meter)
                     metrics_now, norm = self.update(batches)
-                    now = max(time.monotonic() - begin, 1e-9)
+                    now = max(time.monotonic() - begin - self._aside, 1e-9)
                     self.spent, self.wait_share = self.earlier + now, loader.wait_s / now
                     if self.step % options.log_every == 0 or self.step == options.steps:
                         metrics = self.processes.total({k: v.item() for k, v in metrics_now.items()})
@@ -171,15 +181,17 @@ class TrainLoop:
                                 memory=meter.memory(),
                             )
                     if self._due(self.evaluate_every):
-                        metrics |= self._evaluated(logger)
+                        metrics |= self._evaluated(logger, self.evaluate)
                     if self._due(self.snapshot_every):
                         self._make_snapshot()
+                    if self._due(self.rollout_every) and self.rollout is not None:
+                        metrics |= self._evaluated(logger, partial(self._rolled_out, self.rollout))
                     if self._due(options.save_every):
                         self._save_if_room()
                     if self.processes.any(bool(self._stopping)):
                         self._leave_off()  # while more signals are but noted: who asked may lose patience
                         raise _Stopped
-                metrics |= self._evaluated(logger)
+                metrics |= self._evaluated(logger, self.evaluate)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self._explained(error) from error
         except _Stopped:
@@ -320,16 +332,26 @@ class TrainLoop:
             ours = [local(v) for v in self.average.values()]
             torch._foreach_lerp_(ours, [local(p.detach()) for p in self.parameters.values()], 1.0 - decay)
 
-    def _evaluated(self, logger: TrainLog | None) -> dict[str, float]:
-        """Evaluate with the averaged weights, then put the trained ones back."""
-        if self.evaluate is None:
+    def _logger(self) -> TrainLog:
+        told = {**self.options.noted(), "folder": str(self.folder), "identity": self.identity}
+        trackers = partial(Trackers, self.track, self.folder, self.name, told) if self.track else None
+        return TrainLog(self.folder, self.name, self.options.steps, self.step, trackers)
+
+    def _evaluated(self, logger: TrainLog | None, evaluate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+        """Evaluate with the averaged weights, then put the trained ones back; training's clock stands still."""
+        if evaluate is None:
             return {}
         found: dict[str, float] = {}
+        begin = time.monotonic()
         with self._averaged():
             if logger is not None:
                 with torch.no_grad():
-                    found = logger.evaluation(self.step, self.evaluate())
+                    found = logger.evaluation(self.step, evaluate())
+        self._aside += time.monotonic() - begin
         return found
+
+    def _rolled_out(self, rollout: Callable[[int], dict[str, float]]) -> dict[str, float]:
+        return {**rollout(self.step), "trained_s": self.spent}
 
     def _make_snapshot(self) -> None:
         if self.snapshot is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from .policy_data import PolicyBatch, encoding_key
 from .recipe import Recipe, trust
 from .sources import MixedData, Source, open_sources, sampled_chunks, statistics_of
 from .teach import is_pretrained_vision, teach_encoder
+from .trackers import check_trackers
 from .tuning import ActionWriter, Tuning, check_tuning
 
 GOLDEN_FRAMES = 4
@@ -55,6 +57,8 @@ def train(
     evaluator: Callable[..., Any] | None = None,
     evaluate_every: int = 0,
     snapshot_every: int = 0,
+    rollout_every: int = 0,
+    track: list[str] | None = None,
     resume: bool = False,
     device: str = "auto",
     processes: int = 1,
@@ -87,6 +91,9 @@ def train(
         evaluate_every: Steps between held-out losses; 0 for the end only.
         snapshot_every: Steps between checkpoints that are kept in ``snapshots`` of `out`, to see how success grows
             with training; 0 for none.
+        rollout_every: Steps between evaluations in closed loop, of `evaluator` in `env`; 0 for the end only. Success is
+            in the log, and in the report as a curve.
+        track: Trackers that get a copy of the log: [wandb], [trackio] or both.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
         processes: Processes of this machine that share the work (`optimization.parallel` says how), one for each GPU;
@@ -118,6 +125,8 @@ def train(
                 evaluator=evaluator,
                 evaluate_every=evaluate_every,
                 snapshot_every=snapshot_every,
+                rollout_every=rollout_every,
+                track=track or (),
                 resume=resume,
             )
     finally:
@@ -145,12 +154,17 @@ def _train(
     evaluator: Callable[..., Any] | None,
     evaluate_every: int,
     snapshot_every: int,
+    rollout_every: int,
+    track: Sequence[str],
     resume: bool,
 ) -> int:
     """Train in this process, which is alone or one of several."""
     begin = time.monotonic()
     trust(*model.packages)  # who typed the recipe trusts what it names
     check_tuning(tune, lora_rank, insulate=insulate, init=init is not None)
+    check_trackers(track)
+    if rollout_every and (env is None or evaluator is None):
+        raise ConfigError("rollout_every rolls out in an environment: expected env=, for example env=tabletop/push")
     if init is not None and (encoder is not None or grounding is not None):
         raise ConfigError("init=CHECKPOINT brings its own encoder: leave encoder and grounding out")
     if grounding is not None and group.world > 1:
@@ -205,8 +219,10 @@ def _train(
         )
     plain = copy.deepcopy(vla).cpu() if group.kind == "fsdp" else vla  # in one piece, for what looks at the whole
     _announce(vla, sources, data)
-    if snapshot_every and tune == "lora":
-        raise ConfigError("snapshot_every needs tune=full or frozen: adapters are merged when training ends")
+    if (snapshot_every or rollout_every) and tune == "lora":
+        raise ConfigError(
+            "snapshot_every and rollout_every need tune=full or frozen: adapters are merged when training ends"
+        )
 
     def snapshot(step: int) -> None:
         noted = {**notes, "seconds": {"total": loop.spent}, "seed": optimization.seed, "init": init, "step": step}
@@ -214,6 +230,17 @@ def _train(
         target = folder / "snapshots" / f"{step:07d}"
         target.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(target, plain, _goldens(plain, sources, init, tune), noted)
+
+    def rollout(step: int) -> dict[str, float]:
+        snapshot(step)
+        result = folder / "rollouts" / f"{step:07d}"
+        assert evaluator is not None  # asked for above
+        evaluator(
+            checkpoint=str(folder / "snapshots" / f"{step:07d}"), env=env, out=str(result), videos=0, report=False
+        )
+        total = json.loads((result / "summary.json").read_text())["total"]
+        low, high = total["ci95"]
+        return {"success_rate": total["success_rate"], "success_low": low, "success_high": high}
 
     def evaluate() -> dict[str, float]:
         found = _evaluate(plain.to(place), data, statistics)
@@ -235,6 +262,9 @@ def _train(
         evaluate_every=evaluate_every,
         snapshot=snapshot,
         snapshot_every=snapshot_every,
+        rollout=rollout,
+        rollout_every=rollout_every,
+        track=track,
         identity={
             "encoder_and_data": keys,
             "weights": weights,

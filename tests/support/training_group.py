@@ -29,6 +29,8 @@ DEFAULTS = {
     "evaluator": None,
     "evaluate_every": 0,
     "snapshot_every": 0,
+    "rollout_every": 0,
+    "track": (),
     "resume": False,
 }
 
