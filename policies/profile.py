@@ -198,6 +198,35 @@ def _profile_chunk(
     )
 
 
+def make_step(
+    model: VLAModel, name: str, optimization: Optimization, tune: str, rank: int, folder: Path
+) -> tuple[TrainLoop, list[Any], Tuning]:
+    """A loop whose ``update`` of the batches is a training step; the tuning puts the model in order afterwards.
+
+    Args:
+        model: It is trained from here on.
+        name: Embodiment.
+        optimization: Its batch size and parts count.
+        tune, rank: See `Tuning`.
+        folder: For logs.
+    """
+    tuning = Tuning(model, tune, rank)
+    parts = optimization.accumulate
+    batches = [[_batch(model, name, max(1, optimization.batch_size // parts), tune)] for _ in range(parts)]
+    loop = TrainLoop(
+        name="act",
+        module=model,
+        make_batch=lambda step: None,
+        make_share=lambda step, index, count: None,
+        loss=make_objective(model, {}),
+        options=optimization,
+        folder=folder,
+        resume=False,
+    )
+    model.train()
+    return loop, batches, tuning
+
+
 def _profile_step(
     model: VLAModel,
     name: str,
@@ -209,21 +238,8 @@ def _profile_step(
     trace: Path | None,
 ) -> Profile:
     """A step of training, less the reading of its batch."""
-    tuning = Tuning(model, tune, rank)
-    parts = optimization.accumulate
-    batches = [[_batch(model, name, max(1, optimization.batch_size // parts), tune)] for _ in range(parts)]
     with tempfile.TemporaryDirectory() as folder:
-        loop = TrainLoop(
-            name="act",
-            module=model,
-            make_batch=lambda step: None,
-            make_share=lambda step, index, count: None,
-            loss=make_objective(model, {}),
-            options=optimization,
-            folder=Path(folder),
-            resume=False,
-        )
-        model.train()
+        loop, batches, tuning = make_step(model, name, optimization, tune, rank, Path(folder))
 
         def run() -> None:
             loop.update(batches)

@@ -162,7 +162,7 @@ class TrainLoop:
                     self._make_snapshot()
                 for batches in loader:
                     if meter.flops is None and options.steps - first >= COUNTED_FROM and not options.compile:
-                        self._count(batches, meter)
+                        self.count_arithmetic(batches, meter)
                     metrics_now, norm = self.update(batches)
                     now = max(time.monotonic() - begin - self._aside, 1e-9)
                     self.spent, self.wait_share = self.earlier + now, loader.wait_s / now
@@ -218,7 +218,7 @@ class TrainLoop:
         parts = self.options.accumulate
         return [self._make_share(step, self.processes.rank * parts + k, self.count) for k in range(parts)]
 
-    def _count(self, batches: Sequence[Any], meter: Meter) -> None:
+    def count_arithmetic(self, batches: Sequence[Any], meter: Meter) -> None:
         """Count a step's arithmetic, and leave no trace."""
         kept = {k: b.clone() for k, b in self.buffers.items()}
 
