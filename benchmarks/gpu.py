@@ -8,8 +8,8 @@ The model has pi0's shapes (3.3 B weights: SigLIP So400m, Gemma 2B, an expert of
 10 solver steps, views of 224 px. *Chunk*: 1, 2 and 3 views; plain in bf16, compiled, as a CUDA graph and with float8;
 median and 99th percentile of 100, from pictures in memory to actions in memory, beside the floor
 (`brachium.vla.roofline`), and how far the numbers are from the plain float32 model's. *LeRobot*: its own PI0 of the
-same shapes, eager and compiled, where LeRobot 0.6 is installed. *Training*: all weights, float32 masters and averages, bf16
-arithmetic, activations recomputed: tokens a second, MFU, memory. Each figure is written when it is there, to
+same shapes, eager and compiled, where LeRobot 0.6 is installed. *Training*: all weights, float32 masters and averages,
+bf16 arithmetic, activations recomputed: tokens a second, MFU, memory. Each figure is written when it is there, to
 ``benchmarks/results/gpu.json``; what there is no time for is left out and said.
 """
 

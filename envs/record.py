@@ -25,6 +25,8 @@ from .demonstrations import ExpertDemonstrations
 from .scenes import SceneSampler
 
 BYTES_PER_EPISODE = 250_000
+PIECES = 16
+"""Pieces that a recording is cut into at least, where it is spread over a cluster."""
 SEGMENT = 32
 """Episodes that are committed together; a kill loses at most these from each worker."""
 
@@ -65,6 +67,7 @@ def record(
     drop: float = 0.1,
     stumble: float = 0.5,
     settle: int = 0,
+    rollout: Any = None,
     keep_failures: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -84,6 +87,8 @@ def record(
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
         settle: Where success is judged at the last step, steps for which it must hold to end the episode; 0 for never.
+        rollout: Where episodes are recorded: ``local``, in processes of this machine, or ``ray``, on a cluster whose
+            machines see the store at the same place. The episodes are the same.
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
@@ -94,6 +99,7 @@ def record(
         episodes=episodes,
         seed=seed,
         workers=workers,
+        cluster=rollout if hasattr(rollout, "map") else None,
         keep_failures=keep_failures,
         overwrite=overwrite,
     )
@@ -106,6 +112,7 @@ def record_from(
     episodes: int,
     seed: int,
     workers: int,
+    cluster: Any = None,
     keep_failures: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -113,6 +120,7 @@ def record_from(
 
     Args:
         make: Makes the source in each process: it has a `name`, a `schema` and `record(seed)`, which gives episodes.
+        cluster: Has ``map(function, shared, pieces)``, which does the pieces elsewhere; None for this machine.
         out, episodes, seed, workers, keep_failures, overwrite: See `record`.
     """
     if episodes < 1 or workers < 1:
@@ -130,8 +138,11 @@ def record_from(
     if len(todo) < episodes:
         log(f"{out}: has {episodes - len(todo)} of {episodes} episodes of {source.name}; recording the rest")
     require_disk(out, BYTES_PER_EPISODE * len(todo), "recording")
-    workers = min(workers, max(1, len(todo) // 8))
-    failed = _run_workers(make, out, source.name, todo, workers, keep_failures)
+    if cluster is None:
+        workers = min(workers, max(1, len(todo) // 8))
+        failed = _run_workers(make, out, source.name, todo, workers, keep_failures)
+    else:
+        failed = _run_pieces(cluster, make, out, source.name, todo, keep_failures)
     if failed:
         log(f"{source.name}: failed in {failed} of {len(todo)} episodes; they are not kept")
     store = store.refresh()
@@ -234,6 +245,42 @@ def _run_workers(
                 process.terminate()
         raise
     return failed
+
+
+def _run_pieces(
+    cluster: Any, make: Callable[[], Any], out: str, name: str, seeds: Sequence[int], keep_failures: bool
+) -> int:
+    """Record some seeds at a time wherever there is room; returns how many episodes failed."""
+    size = max(1, min(SEGMENT, len(seeds) // PIECES))
+    pieces = [tuple(seeds[k : k + size]) for k in range(0, len(seeds), size)]
+    failed = frames = 0
+    with progress(f"recording {name}", total=len(seeds), unit="episodes") as bar:
+        for piece, (lost, recorded) in cluster.map(_piece, (make, str(Path(out).resolve()), keep_failures), pieces):
+            failed += lost
+            frames += recorded
+            bar.update(len(piece), frames=frames)
+    return failed
+
+
+def _piece(how: tuple[Callable[[], Any], str, bool], seeds: Sequence[int]) -> tuple[int, int]:
+    """Record the episodes of `seeds`, perhaps once more; returns how many failed, and the number of frames."""
+    make, out, keep_failures = how
+    source = make()
+    store = EpisodeStore.open(out)
+    EpisodeWriter(store, salvage="nothing").close()  # of who has died over them
+    have = recorded_seeds(store.refresh(), source.name)
+    failed = frames = 0
+    with EpisodeWriter(
+        EpisodeStore.open(out), episodes_per_segment=sys.maxsize, source=source.name, salvage="nothing"
+    ) as writer:
+        for seed in seeds:
+            for episode in source.record(seed) if seed not in have else ():
+                if episode.success is False and not keep_failures:
+                    failed += 1
+                    continue
+                write_episode(writer, episode)
+                frames += len(episode.steps)
+    return failed, frames
 
 
 def _worker(

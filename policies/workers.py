@@ -157,7 +157,7 @@ class ProcessWorkers:
 
 
 class RayWorkers:
-    """Episodes on a Ray cluster, or on a Ray of this machine; Ray runs a job again whose worker died.
+    """Work on a Ray cluster, or on a Ray of this machine; Ray does a piece again whose worker died.
 
     Args:
         address: Of the cluster; null for the one that ``RAY_ADDRESS`` names, or one of this machine.
@@ -170,6 +170,14 @@ class RayWorkers:
 
     def run(self, setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, EpisodeResult]]:
         """See `Workers`."""
+        for job, results in self.map(_work_with, setting, jobs):
+            for result in results:
+                yield job, result
+
+    def map[Shared, Piece, Found](
+        self, function: Callable[[Shared, Piece], Found], shared: Shared, pieces: Sequence[Piece]
+    ) -> Iterator[tuple[Piece, Found]]:
+        """``function(shared, piece)`` of every piece, as they get done; what it is given and gives can be pickled."""
         try:
             import ray
         except ImportError as error:
@@ -178,15 +186,14 @@ class RayWorkers:
             ) from error
         if not ray.is_initialized():
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        remote = ray.remote(_work_with).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=DEATHS)
-        shared = ray.put(setting)
-        asked = {remote.remote(shared, job): job for job in jobs}
+        remote: Any = ray.remote(function)
+        remote = remote.options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=DEATHS)
+        put = ray.put(shared)
+        asked = {remote.remote(put, piece): piece for piece in pieces}
         try:
             while asked:
                 ready, _ = ray.wait(list(asked), num_returns=1)
-                job = asked.pop(ready[0])
-                for result in ray.get(ready[0]):
-                    yield job, result
+                yield asked.pop(ready[0]), ray.get(ready[0])
         finally:
             for reference in asked:
                 ray.cancel(reference, force=True)

@@ -13,6 +13,7 @@ import torch
 
 from brachium.__main__ import main
 from brachium.cli.compose import load
+from brachium.datasets.store import EpisodeStore
 from brachium.errors import BrachiumError
 from brachium.policies import workers
 from brachium.policies.rollout import observation_of
@@ -127,6 +128,46 @@ def test_ray_one_of_whose_workers_is_killed(checkpoint, local, tmp_path):
     thread.join()
     assert killed
     assert rows(tmp_path / "out") == local[0]
+
+
+def recorded(path):
+    """Seed -> all that an episode of a store says."""
+    store, found = EpisodeStore.open(path), {}
+    for k, episode in enumerate(store.episodes):
+        fields = [store.lowdim(name, [k]).tobytes() for name in ("state", "action")]
+        assert episode.meta["seed"] not in found
+        found[episode.meta["seed"]] = (episode.instruction, *fields)
+    return found
+
+
+@LINUX
+@pytest.mark.slow
+def test_ray_records_what_processes_do_when_one_of_its_workers_is_killed(tmp_path):
+    ray = pytest.importorskip("ray")
+    typed = ["record", "env=tabletop/reach", "episodes=48", "keep_failures=true"]
+    assert main([*typed, f"out={tmp_path / 'local'}", "workers=1"]) == 0
+    wanted = recorded(tmp_path / "local")
+    out, killed = tmp_path / "ray", []
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            found = descendants(os.getpid(), "ray::_piece")
+            if found and len(list(out.glob("_log/*.json"))) > 2:
+                os.kill(found[-1], signal.SIGKILL)
+                killed.append(found[-1])
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        assert main([*typed, f"out={out}", "rollout=ray"]) == 0
+    finally:
+        ray.shutdown()
+    thread.join()
+    assert killed
+    assert recorded(out) == wanted
+    assert set(wanted) == set(range(48))
 
 
 class Deadly:
