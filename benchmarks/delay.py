@@ -11,9 +11,9 @@ rounds of corrections under delay:
     brachium demo experiment=realtime out=outputs/realtime
 
 Episodes are the same for all. Besides success: the *jump* where another chunk takes over (the distance of its target
-from what the chunk before said of the same moment, 95th percentile) and the *jerk* of the targets (root mean square of
-the third differences). A cell is written when it is done, so that the command typed again goes on. Writes
-``benchmarks/results/delay.json``; ``--page`` draws ``docs/delay.png`` from it.
+from what the chunk before said of the same moment, or from where the robot held when that was over) and the *jerk* of
+the targets (root mean square of the third differences). A cell is written when it is done, so that the command typed
+again goes on. Writes ``benchmarks/results/delay.json``; ``--page`` draws ``docs/delay.png`` from it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import numpy as np
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from results_page import executors
 
 from brachium.console import log
 from brachium.hardware import hardware
@@ -98,6 +99,8 @@ class Watched:
             live = [chunk for chunk in self.inner.timeline(lane).chunks if chunk.row(now) is not None]
             if live and live[-1].start != self._newest.get(lane):
                 before = live[-2].row(now) if len(live) > 1 else None
+                if before is None and now:  # the chunk before was over, and the robot held where it was
+                    before = self._paths[lane][-1]
                 if before is not None:
                     self.jumps.append(float(np.linalg.norm(action[:3] - before[:3])))
                 self._newest[lane] = live[-1].start
@@ -190,17 +193,26 @@ def pool(cell: Mapping[str, Any]) -> dict[str, Any]:
     return dict(rate(sum(task["success"] for task in tasks), sum(task["episodes"] for task in tasks)))
 
 
+def write_section(page: Path) -> None:
+    """Write the section of the results' page anew, and leave the others as they are."""
+    heading, after = "## Executors over delay", "## A real robot's data"
+    before, _, rest = page.read_text().partition(heading if heading in page.read_text() else after)
+    rest = rest.partition(after)[2] if after in rest else rest
+    page.write_text(f"{before}{heading}\n\n{executors(TARGET)}\n\n{after}{rest}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", default="outputs/plain", help="folder of the demo without rows given")
     parser.add_argument("--aware", default="outputs/realtime", help="folder of the demo with rows given")
     parser.add_argument("--episodes", type=int, default=100, help="a task")
     parser.add_argument("--out", default="outputs/delay")
-    parser.add_argument("--page", action="store_true", help="draw the plot, and nothing else")
+    parser.add_argument("--page", action="store_true", help="draw the plot and write its section of docs/results.md")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
     if options.page:
         draw(found, PICTURE)
+        write_section(ROOT / "docs" / "results.md")
         return
     aware = Path(options.aware)
     policies = {
@@ -219,6 +231,7 @@ def main() -> None:
             TARGET.write_text(json.dumps(found, indent=1) + "\n")
             log(f"{name}, {delay} steps: {row[str(delay)]}")
     draw(found, PICTURE)
+    write_section(ROOT / "docs" / "results.md")
 
 
 if __name__ == "__main__":

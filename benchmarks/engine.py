@@ -12,6 +12,7 @@ defaults say, in float32 and uncompiled. Writes ``benchmarks/results/engine.json
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -28,11 +29,14 @@ import torch
 
 from brachium.console import log, table
 from brachium.hardware import hardware
+from brachium.spec import Observation
+from brachium.vla.accelerate import Acceleration, QuickSampler
 from brachium.vla.exchange.lerobot import read_lerobot
 from brachium.vla.loop import TrainLoop
 from brachium.vla.model import stack_images
 from brachium.vla.optim import Optimization
 
+NAMES = {"sampling": "sampling", "training": "training", "compiled": "sampling, compiled here"}
 TARGET = Path(__file__).resolve().parent / "results" / "engine.json"
 TEXT, WINDOWS = "put the red cube in the bowl", 4
 
@@ -90,6 +94,22 @@ class Pair:
         wanted = self.after._normalize_action(theirs()[..., : peers.ACTION], inverse=True)
         torch.testing.assert_close(ours(), wanted, atol=1e-4, rtol=1e-4)
         return theirs, ours
+
+    def compiled(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """The same chunk, here with ``acceleration=compiled``; LeRobot's is what it is by default."""
+        theirs, ours = self.sampling()
+        sampler = QuickSampler(copy.deepcopy(self.ours), self.name, Acceleration(compile=True))
+        rng, side = np.random.default_rng(1), self.sizes.side
+        images = {n: rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8) for n in peers.CAMERAS}
+        state = rng.normal(0, 0.7, (1, peers.STATE)).astype(np.float32)
+        seen = Observation(images=images, state=state, instruction=(TEXT,))
+        noise = torch.randn(1, peers.CHUNK, peers.PAD, generator=torch.Generator().manual_seed(2)).numpy()
+
+        def quick() -> Any:
+            return torch.from_numpy(sampler.predict(seen, noise))
+
+        torch.testing.assert_close(quick(), ours(), atol=1e-4, rtol=1e-4)
+        return theirs, quick
 
     def training(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """A step of a few windows: forward, backward, clipping, AdamW; here with averaged weights too."""
@@ -178,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(peers.SIZES), default=list(peers.SIZES))
     parser.add_argument("--sizes", nargs="+", type=int, default=[0, 1, 2], help="0 is the smallest")
+    parser.add_argument("--parts", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
@@ -188,9 +209,9 @@ def main() -> None:
             size, sizes = list(peers.SIZES[kind].items())[number]
             with tempfile.TemporaryDirectory() as folder:
                 pair = Pair(kind, sizes, Path(folder))
-                for what in ("sampling", "training"):
+                for what in options.parts:
                     row = compare(*getattr(pair, what)(), options.rounds)
-                    found["rows"][f"{kind}, {size}, {what}"] = row
+                    found["rows"][f"{kind}, {size}, {NAMES[what]}"] = row
                     TARGET.write_text(json.dumps(found, indent=1) + "\n")
                     log(f"{kind}, {size}, {what}: {row}")
     for name, row in found["rows"].items():

@@ -95,6 +95,10 @@ demo's demonstrations and encoder.
 
 {throughput(root / "benchmarks" / "results" / "rollout_throughput.json")}
 
+## Executors over delay
+
+{executors(root / "benchmarks" / "results" / "delay.json")}
+
 ## A real robot's data
 
 {bridge(root / "benchmarks" / "results" / "bridge.json")}
@@ -156,6 +160,39 @@ def throughput(path: Path) -> str:
         "of three times was not reached.\n\n"
         + table(["", "`ThreadVectorEnv` [steps/s]", "`AsyncVectorEnv` [steps/s]", "ratio"], rows)
     )
+
+
+def executors(path: Path) -> str:
+    """Success, jumps and jerk of every executor over delay."""
+    if not path.exists():
+        return "Not measured."
+    found = json.loads(path.read_text())
+    delays = sorted({delay for row in found["rows"].values() for delay in row}, key=int)
+    heads = [f"{1e3 * found['step_s'] * int(delay):.0f} ms" for delay in delays]
+
+    def counts(cell: Mapping[str, Any]) -> str:
+        return "/".join(str(task["success"]) for task in cell["tasks"].values())
+
+    success = [[name, *(counts(row[d]) for d in delays)] for name, row in found["rows"].items()]
+    smooth = [
+        [name, *(f"{row[d]['jump_mm']['p95']:.0f} mm, {row[d]['jerk_rms']:.0f}" for d in delays)]
+        for name, row in found["rows"].items()
+    ]
+    tasks = "/".join(next(iter(next(iter(found["rows"].values())).values()))["tasks"])
+    return f"""![Success, jumps between chunks and jerk over delay](delay.png)
+
+`benchmarks/delay.py` ({found["hardware"]}): plain simulation at 10 Hz by absolute poses, chunks of 6 steps that come so
+long after their picture, the next asked for when the last has come. Two policies of the same demonstrations: without
+rows given for the first four executors, with (`model.head.max_delay=3`) for the fifth, which had two rounds of
+corrections under delay for the sixth. Successes of {found["episodes"]} episodes a task, {tasks}; whiskers in the plot
+are 95 % Wilson intervals of all tasks together.
+
+{table(["", *heads], success)}
+
+Jump where another chunk takes over (what it says against what the chunk before said of the same moment, or against
+where the robot held; 95 % are below), and jerk of the targets (root mean square, m/s³):
+
+{table(["", *heads], smooth)}"""
 
 
 def adaptation(path: Path, picture: Path) -> str:

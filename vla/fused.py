@@ -7,7 +7,7 @@ numbers are the plain layers' to the last digits (the order of sums differs).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,3 +63,34 @@ def _fuses(x: Tensor, layer: nn.Module, activates: bool) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
         return False
     return bool(torch.backends.mkldnn.is_available()) and not torch.compiler.is_compiling()
+
+
+def joined_weight(layers: Sequence[nn.Module]) -> Float[Tensor, "m n"]:
+    """The weights of linear layers that read the same, as one matrix in one piece of memory.
+
+    They are moved there the first time, and each layer's weight is a part of it from then on: training changes both,
+    and no memory is taken twice. Where weights are not this process's own (sharded), it is a copy.
+    """
+    weights: list[Any] = [layer.weight for layer in layers]
+    first, size = weights[0], sum(w.numel() for w in weights)
+    if len(weights) == 1:
+        return first
+    shape = (size // first.shape[1], first.shape[1])
+    starts = [first.storage_offset() + sum(w.numel() for w in weights[:k]) for k in range(len(weights))]
+    beside = all(
+        w.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and w.storage_offset() == start
+        and w.is_contiguous()
+        for w, start in zip(weights, starts)
+    )
+    if beside:
+        return (
+            first.as_strided(shape, (shape[1], 1))
+            if first.requires_grad
+            else first.data.as_strided(shape, (shape[1], 1))
+        )
+    whole = torch.cat([w.detach() for w in weights])
+    if all(type(w) is nn.Parameter for w in weights):
+        for w, part in zip(weights, whole.split([len(w) for w in weights])):
+            w.data = part
+    return whole

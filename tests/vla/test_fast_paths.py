@@ -9,9 +9,8 @@ from torch import nn
 from brachium.vla import fused
 from brachium.vla.backbones import hf
 from brachium.vla.backbones.lean import Lean
-from brachium.vla.fused import ACTIVATIONS, ROWS, linear
+from brachium.vla.fused import ACTIVATIONS, ROWS, joined_weight, linear
 from brachium.vla.heads.expert import ExpertHead
-from brachium.vla.heads.expert_steps import joined_weight
 from brachium.vla.heads.solvers import integrate
 
 from .test_families import CONFIGS
@@ -90,7 +89,6 @@ def test_a_vision_tower_sees_many_images_as_it_sees_each(monkeypatch):
     with torch.no_grad():
         whole = backbone._see(pixels)
         monkeypatch.setattr(hf, "LARGE", 1)
-        monkeypatch.setattr(hf, "PATCHES_AT_ONCE", 2 * backbone.grid[0] * backbone.grid[1])
         parts = backbone._see(pixels)
     torch.testing.assert_close(parts.tokens, whole.tokens, **CLOSE)
     torch.testing.assert_close(parts.patches, whole.patches, **CLOSE)

@@ -32,10 +32,9 @@ from .qwen_vl import QwenVL
 from .resize import FITS, Images, squares
 from .smolvlm import SmolVLM
 
-PATCHES_AT_ONCE = 512
-"""Of a vision tower on a CPU: the activations of more do not fit into its caches."""
-LARGE = 256
-"""Patches of an image from which on that pays."""
+LARGE, AT_ONCE = 256, 1024
+"""Patches of an image from which on a vision tower on a CPU takes images one by one: the activations of several do not
+fit into its caches, and take memory. In training as many as make up `AT_ONCE` patches, which is faster."""
 FAMILIES: tuple[type[VLMFamily], ...] = (SmolVLM, PaliGemma, QwenVL)
 
 
@@ -188,7 +187,7 @@ class HFBackbone(nn.Module):
 
     def normalise(self, images: Images) -> Float[Tensor, "b n 3 side side"]:
         """Images as the vision tower sees them."""
-        pixels = squares(images, self.image_size, self.fit) / 255.0
+        pixels = squares(images, self.image_size, self.fit).div_(255.0)
         if len(self.pixel_mean) not in (1, pixels.shape[1]):
             raise SpecMismatchError(f"expected {len(self.pixel_mean)} cameras, got {pixels.shape[1]}")
         return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
@@ -199,9 +198,9 @@ class HFBackbone(nn.Module):
         return torch.is_grad_enabled() and not learns and not len(self.readouts)
 
     def _see(self, pixels: Float[Tensor, "i 3 side side"]) -> Seen:
-        """What the vision tower makes of images; on a CPU without gradients a few at a time, so that caches hold it."""
+        """What the vision tower makes of images; large ones on a CPU without gradients a few at a time."""
         patches = self.grid[0] * self.grid[1]
-        some = max(1, PATCHES_AT_ONCE // patches)
+        some = max(1, AT_ONCE // patches) if self.training else 1
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.family.parts["vision"].parameters())
         if pixels.device.type != "cpu" or learns or len(pixels) <= some or patches < LARGE:
             return self.family.look(pixels)

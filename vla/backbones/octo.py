@@ -142,7 +142,7 @@ class OctoBackbone(nn.Module):
         states: bool = True,
     ) -> Prefix:
         """Read ``[text][images][extra][readouts]``; see `Backbone`. `extra` are observations too."""
-        pixels = (squares(images, self.image_size, self.fit) / 255.0 - self.pixel_mean) / self.pixel_std
+        pixels = squares(images, self.image_size, self.fit).div_(255.0).sub_(self.pixel_mean).div_(self.pixel_std)
         b, n = pixels.shape[:2]
         if n > len(self.camera_place) or tokens.shape[1] > len(self.word_place):
             raise ConfigError(

@@ -16,12 +16,12 @@ their sizes differ."""
 
 
 def squares(images: Images, side: int, fit: str) -> Tensor:
-    """Images at the edge `side` [px], (b, n, 3, side, side), still 0..255."""
+    """Images at the edge `side` [px], (b, n, 3, side, side), still 0..255, in memory of their own."""
     if isinstance(images, (tuple, list)):
         return torch.cat([squares(image[:, None], side, fit) for image in images], dim=1)
     pixels: Tensor = images.permute(0, 1, 4, 2, 3)
     if pixels.shape[-2:] == (side, side):
-        return pixels.float()
+        return pixels.to(torch.float32, copy=True)
     return resize(pixels.flatten(0, 1).float(), side, fit).unflatten(0, pixels.shape[:2])
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import Turn
-from ..fused import ACTIVATIONS
+from ..attention import turned_by
+from ..fused import ACTIVATIONS, joined_weight
 from .flow import time_features
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class ExpertSteps:
 
     def __init__(self, plan: StepPlan, prepared: Prepared) -> None:
         self.plan, self.states = plan, prepared.state.shape[1]
-        behind, alone = (None if turn is None else rolled(turn) for turn in (prepared.behind, prepared.alone))
+        behind, alone = (None if turn is None else turn.whole for turn in (prepared.behind, prepared.alone))
         self.seen = Seen(
             keys=prepared.keys,
             values=prepared.values,
@@ -235,7 +235,7 @@ def _layer(
     mixed = F.linear(inner, weights.read).view(b, q, kind.heads + 2 * own, -1).transpose(1, 2)
     turned = mixed[:, : kind.heads + own]
     if turn is not None:
-        turned = roll(turned, *turn)
+        turned = turned_by(turned, *turn)
     query = turned[:, : kind.heads]
     if own:
         key = torch.cat([key, turned[:, kind.heads :]], dim=2)
@@ -254,48 +254,6 @@ def shared_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) ->
     if share > 1 and not own:
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=own and share > 1)
-
-
-def joined_weight(layers: Sequence[nn.Module]) -> Float[Tensor, "m n"]:
-    """The weights of linear layers that read the same, as one matrix in one piece of memory.
-
-    They are moved there the first time, and each layer's weight is a part of it from then on: training changes both,
-    and no memory is taken twice. Where weights are not this process's own (sharded), it is a copy.
-    """
-    weights: list[Any] = [layer.weight for layer in layers]
-    first, size = weights[0], sum(w.numel() for w in weights)
-    if len(weights) == 1:
-        return first
-    shape = (size // first.shape[1], first.shape[1])
-    starts = [first.storage_offset() + sum(w.numel() for w in weights[:k]) for k in range(len(weights))]
-    beside = all(
-        w.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        and w.storage_offset() == start
-        and w.is_contiguous()
-        for w, start in zip(weights, starts)
-    )
-    if beside:
-        return (
-            first.as_strided(shape, (shape[1], 1))
-            if first.requires_grad
-            else first.data.as_strided(shape, (shape[1], 1))
-        )
-    whole = torch.cat([w.detach() for w in weights])
-    if all(type(w) is nn.Parameter for w in weights):
-        for w, part in zip(weights, whole.split([len(w) for w in weights])):
-            w.data = part
-    return whole
-
-
-def rolled(turn: Turn) -> tuple[Float[Tensor, "b 1 q c"], Float[Tensor, "b 1 q c"]]:
-    """Cosines and signed sines for `roll`."""
-    return torch.cat([turn.cos, turn.cos], dim=-1), torch.cat([-turn.sin, turn.sin], dim=-1)
-
-
-def roll(x: Float[Tensor, "b g q c"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b g q c"]:
-    """What `Turn` does, in three operations."""
-    exact = x.float()
-    return torch.addcmul(exact * cos, exact.roll(exact.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 def _weights(layer: Any) -> LayerWeights:
