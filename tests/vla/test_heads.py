@@ -360,18 +360,18 @@ def test_regression_errors_by_loops():
             torch.testing.assert_close(got[b], wanted)
 
 
-def two_modes(name, steps=400):
+def two_modes(name, steps=250):
     """Share of samples near either of two answers to the same question."""
     torch.manual_seed(0)
     node = small(name)
     if "tokenizer" in node and "Fast" in node["tokenizer"]["_target_"]:
         pytest.skip("fitted to other chunks")
     made = instantiate({**node, **({"draws": 4} if "draws" in node else {})}, inputs=inputs_of(None, dims={"tiny": 1}))
-    target = torch.where(torch.arange(128) % 2 == 0, 0.8, -0.8).reshape(128, 1, 1).expand(-1, H, -1).contiguous()
-    mask, dims = torch.ones(128, H, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
+    target = torch.where(torch.arange(64) % 2 == 0, 0.8, -0.8).reshape(64, 1, 1).expand(-1, H, -1).contiguous()
+    mask, dims = torch.ones(64, H, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
     optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(steps):
-        loss = made.loss(Context(vector=torch.zeros(128, 6)), target, mask, dims, "tiny", generator(step)).mean()
+        loss = made.loss(Context(vector=torch.zeros(64, 6)), target, mask, dims, "tiny", generator(step)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
