@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from ..attention import turned_by
 from ..fused import linear
 from .packed import KERNEL
 
@@ -93,23 +95,40 @@ def _decoder(
     if attention_mask is None or position_embeddings is None or kwargs.get("packing") is not None:
         return None
     attention, mlp = layer.self_attn, layer.mlp
-    inner = layer.input_layernorm(hidden_states)
+    inner = _normed(layer.input_layernorm, hidden_states)
     query, key, value = (
         linear(inner, part).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
         for part in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    turn: Any = import_module(type(attention).__module__).apply_rotary_pos_emb
-    query, key = turn(query, key, *position_embeddings)
+    if query.dtype == torch.float32:
+        cos, sin = (angle[:, None] for angle in position_embeddings)
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        query, key = turned_by(query, cos, sin), turned_by(key, cos, sin)
+    else:
+        turn: Any = import_module(type(attention).__module__).apply_rotary_pos_emb
+        query, key = turn(query, key, *position_embeddings)
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, attention.layer_idx)
     shared = query.shape[1] != key.shape[1]
     seen = sdpa(query, key, value, attn_mask=attention_mask, scale=attention.scaling, enable_gqa=shared)
     states = linear(seen.transpose(1, 2).flatten(2), attention.o_proj, plus=hidden_states)
-    inner = layer.post_attention_layernorm(states)
+    inner = _normed(layer.post_attention_layernorm, states)
     gate = linear(inner, mlp.gate_proj, activation=_activation(layer))
     return linear(linear(inner, mlp.up_proj, times=gate), mlp.down_proj, plus=states)
 
 
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """A root-mean-square norm of `transformers` in one pass; Gemma adds one to its weight."""
+    offset = OFFSETS.get(type(norm).__name__)
+    if offset is None or x.dtype != torch.float32 or norm._forward_hooks or norm._forward_pre_hooks:
+        found: Tensor = norm(x)
+        return found
+    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return rms_norm(x, x.shape[-1:], norm.weight + offset if offset else norm.weight, eps)
+
+
+OFFSETS = {"LlamaRMSNorm": 0.0, "GemmaRMSNorm": 1.0}
 RUNS: dict[str, Callable[..., Tensor | None]] = {
     "SiglipEncoderLayer": _vision,
     "SmolVLMEncoderLayer": _vision,
