@@ -192,7 +192,14 @@ are 95 % Wilson intervals of all tasks together.
 Jump where another chunk takes over (what it says against what the chunk before said of the same moment, or against
 where the robot held; 95 % are below), and jerk of the targets (root mean square, m/s³):
 
-{table(["", *heads], smooth)}"""
+{table(["", *heads], smooth)}
+
+Without delay all but the ensemble are about as good; averaging the targets of overlapping chunks moves most
+smoothly and pushes worst. Leading a chunk while it is drawn (the two in the middle) is smoother than taking each as
+it comes, but its jumps grow with the delay: of 6 steps the frozen ones and those that come too late leave few to
+blend in. The identity leads more firmly than the true gradient (probably because that is small where the chunk is
+still noise, and this head is drawn in ten calls). Rows given in training keep jumps and jerk at any delay about
+where they were without one, not yet the success; corrections under delay bring it from 76 % to 90 % at 300 ms."""
 
 
 def adaptation(path: Path, picture: Path) -> str:
