@@ -20,7 +20,7 @@ from ..vla.accelerate import PLAIN, Acceleration, sampler_of
 from ..vla.checkpoint import load_checkpoint
 from ..vla.device_limits import bandwidth, peak_flops
 from ..vla.loop import TrainLoop
-from ..vla.meter import peak_memory
+from ..vla.meter import forget_peak_memory, peak_memory
 from ..vla.model import VLAModel, stack_images
 from ..vla.optim import Optimization
 from ..vla.policy_data import PolicyBatch
@@ -80,7 +80,8 @@ def profile(
         raise ConfigError("expected either a checkpoint or a model. Type: checkpoint=FOLDER, or for example model=octo")
     unknown = [name for name in passes if name not in PASSES]
     if unknown or not passes:
-        raise ConfigError(f"passes: expected some of {list(PASSES)}. {did_you_mean(str(unknown[:1]), PASSES)}")
+        hint = did_you_mean(str(unknown[0]), PASSES) if unknown else ""
+        raise ConfigError(f"passes: expected some of {list(PASSES)}, got {list(passes)}. {hint}")
     if batch_size < 1 or repeats < 1:
         raise ConfigError(f"expected batch_size and repeats of at least 1, got {batch_size} and {repeats}")
     check_tuning(tune, lora_rank, insulate=False)
@@ -104,8 +105,7 @@ def profile(
         limits = peak_flops(place, "float32" if precision == "float32" else "bf16"), bandwidth(place)
         log(f"profiling {TITLES[what]} ({precision}, {repeats} times)")
         trace_to = folder / f"{what}.trace.json" if trace else None
-        if place.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(place)
+        forget_peak_memory(place)
         if what == "step":
             found[what] = _profile_step(made, name, optimization, tune, lora_rank, repeats, limits, trace_to)
         else:

@@ -124,6 +124,9 @@ class PolicyServer:
         """Run the policy on random observations of its kind; the seconds of the last run."""
         rng, spec = np.random.default_rng(0), self.policy.embodiment
         spent = 0.0
+        policy: Any = self.policy
+        if getattr(policy, "accelerated", False):
+            policy.warm_up()
         for _ in range(runs):
             begin = time.monotonic()
             noise = rng.standard_normal((self.policy.action_horizon, self.policy.noise_dim), np.float32)

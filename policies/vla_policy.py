@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import SpecMismatchError, did_you_mean
 from ..spec import ActionChunk, EmbodimentSpec, Guidance, Observation
-from ..vla.accelerate import Acceleration, sampler_of
+from ..vla.accelerate import PLAIN, Acceleration, sampler_of
 from ..vla.checkpoint import load_checkpoint, read_meta
 from ..vla.model import VLAModel
 
@@ -47,6 +47,7 @@ class VLAPolicy:
         self.noise_dim = model.noise_dim(self.name)
         self.takes_guidance = model.takes_guidance
         self._predict = sampler_of(self.model, self.name, acceleration)
+        self.accelerated = acceleration not in (None, PLAIN)
 
     @classmethod
     def from_checkpoint(
@@ -81,6 +82,19 @@ class VLAPolicy:
                 nearest.require_same(like, f"checkpoint {path}", "environment")
             embodiment = like.name if like.name in fits else fits[0]
         return cls(model, embodiment=embodiment, batch_size=batch_size, acceleration=acceleration)
+
+    def warm_up(self) -> None:
+        """Predict once for every size of a batch, free and guided: what is compiled or recorded then is there."""
+        rng, horizon = np.random.default_rng(0), self.action_horizon
+        weights = np.zeros(horizon, np.float32)
+        weights[0] = 1.0
+        plan = Guidance(actions=np.zeros((horizon, self.embodiment.action.dim), np.float32), weights=weights)
+        for size in self._sizes:
+            seen = [Observation.fake(self.embodiment, rng) for _ in range(size)]
+            noise = rng.standard_normal((size, horizon, self.noise_dim), np.float32)
+            self.predict(seen, noise)
+            if self.takes_guidance:
+                self.predict(seen, noise, [plan] * size)
 
     @staticmethod
     def describe(path: str | Path) -> dict[str, object]:

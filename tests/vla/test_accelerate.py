@@ -196,3 +196,18 @@ def test_float8_takes_the_layers_that_kernels_can_do():
 def test_what_a_device_cannot_do_is_said(options, says):
     with pytest.raises(ConfigError, match=says):
         VLAPolicy(made("flow"), acceleration=Acceleration(**options))
+
+
+def test_warming_up_asks_for_every_size_free_and_guided(monkeypatch):
+    policy = VLAPolicy(made("pi0"), batch_size=[1, 2, 4], acceleration=Acceleration(precision="bf16"))
+    assert policy.accelerated
+    assert not VLAPolicy(made("pi0"), acceleration=Acceleration()).accelerated
+    asked, predict = [], policy._predict
+
+    def noted(observation, noise, guidance):
+        asked.append((len(noise), guidance is not None))
+        return predict(observation, noise, guidance)
+
+    monkeypatch.setattr(policy, "_predict", noted)
+    policy.warm_up()
+    assert asked == [(size, guided) for size in (1, 2, 4) for guided in (False, True)]
