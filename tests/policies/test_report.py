@@ -418,7 +418,7 @@ def test_an_evaluation_writes_what_the_report_reads(tmp_path: Path, monkeypatch:
     checkpoint.mkdir(parents=True)
     (checkpoint / "meta.json").write_text('{"head": "NoHead", "parameters": 5, "seed": 0}')
     (checkpoint / "model.safetensors").write_bytes(b"")
-    monkeypatch.setattr(VLAPolicy, "from_checkpoint", lambda path, like, device: Still())
+    monkeypatch.setattr(VLAPolicy, "from_checkpoint", lambda path, **options: Still())
     monkeypatch.setattr("sys.argv", ["bin/brachium", "eval", "env=dot", "episodes=6"])
     for count in (4, 6):
         evaluate(
