@@ -40,7 +40,7 @@ from brachium.policies.profile import make_step, random_observation
 from brachium.spec import EmbodimentSpec, FeatureSpec
 from brachium.vla.accelerate import Acceleration, sampler_of
 from brachium.vla.device_limits import bandwidth, peak_flops
-from brachium.vla.meter import Meter, peak_memory
+from brachium.vla.meter import Meter, forget_peak_memory, peak_memory
 from brachium.vla.model import VLAModel
 from brachium.vla.optim import Optimization
 from brachium.vla.profiling import profile_pass
@@ -189,6 +189,7 @@ def measure_chunks(results: Results, clock: Clock, small: bool, place: torch.dev
             run = partial(sampler_of(model, "arm", how), observation, noise, None)
             far = float(np.abs(run() - wanted).max())
             first = time.monotonic() - begin
+            forget_peak_memory(place)
             figures = time_of(run, place, count)
             noted = {"first_s": round(first, 1), "largest_difference_from_float32": round(far, 4)}
             results.put("chunk", key, name, value={**figures, **noted, "memory": peak_memory(place)})

@@ -66,6 +66,8 @@ def run_verb(verb: str, config_name: str, words: Sequence[str], about: str = "")
         print(help_page(verb, config_name, composer, typed.lines, about))
         return 0
     if any(word.startswith("hydra/sweeper=") for word in typed.hydra):  # which knows what its intervals mean
+        if "--dry-run" in typed.flags:
+            raise ConfigError("--dry-run: what a sweeper will try is not known beforehand: leave hydra/sweeper out")
         return launch(verb, config_name, typed.search_path, [*typed.lines, *typed.hydra])
     jobs = sweep(typed.overrides) if "--multirun" in typed.flags else [typed.lines]
     plans = [plan(verb, config_name, composer, job) for job in jobs]  # every job is checked before the first one runs

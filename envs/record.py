@@ -87,8 +87,9 @@ def record(
         drop: Share of the episodes in which the gripper opens once by itself.
         stumble: Share of the episodes in which the arm goes astray once or twice.
         settle: Where success is judged at the last step, steps for which it must hold to end the episode; 0 for never.
-        rollout: Where episodes are recorded: ``local``, in processes of this machine, or ``ray``, on a cluster whose
-            machines see the store at the same place. The episodes are the same.
+        rollout: Where episodes are recorded: ``local``, in processes of this machine (``processes`` says how many of
+            them itself), or ``ray``, on a cluster whose machines see the store at the same place. The episodes are the
+            same.
         keep_failures: Also keep episodes in which the expert failed.
         overwrite: Delete an existing store first.
     """
@@ -98,7 +99,7 @@ def record(
         out=out,
         episodes=episodes,
         seed=seed,
-        workers=workers,
+        workers=getattr(rollout, "workers", workers),
         cluster=rollout if hasattr(rollout, "map") else None,
         keep_failures=keep_failures,
         overwrite=overwrite,

@@ -16,7 +16,7 @@ from ..console import human_bytes, log, require_disk, table
 from ..errors import ConfigError, did_you_mean
 from ..hardware import hardware
 from ..spec import EmbodimentSpec, Observation
-from ..vla.accelerate import PLAIN, Acceleration, sampler_of
+from ..vla.accelerate import PLAIN, Acceleration, QuickSampler, sampler_of
 from ..vla.checkpoint import load_checkpoint
 from ..vla.device_limits import bandwidth, peak_flops
 from ..vla.loop import TrainLoop
@@ -34,6 +34,8 @@ from .profile_plot import draw
 PASSES = ("chunk", "step")
 TITLES = {"chunk": "a chunk", "step": "a training step"}
 TEXT = "put the red cube in the bowl"
+AFTER = ("backward", "clipping", "optimizer", "averaged weights")
+"""Parts of a step that come after its forward pass."""
 WARM = 3
 """Passes before any is timed."""
 
@@ -97,6 +99,7 @@ def profile(
     name = _embodiment(made, embodiment)
     found: dict[str, Profile] = {}
     noted: dict[str, Any] = {"model": checkpoint or type(made.head).__name__, "embodiment": name}
+    noted["checkpointing"] = optimization.checkpointing
     noted |= {"hardware": hardware(place.type), "weights": made.parameter_count(), "limits": {}, "memory": {}}
     for what in ("step", "chunk"):  # sampling may change the model for good
         if what not in passes:
@@ -127,7 +130,7 @@ def _load(
 ) -> VLAModel:
     """The checkpoint's model, or one of the recipe for the environment's robot."""
     if checkpoint is not None:
-        return load_checkpoint(checkpoint, device=place.type)
+        return load_checkpoint(checkpoint, device=str(place))
     if model is None or env is None:
         raise ConfigError("a recipe is built for a robot and its cameras: expected an env. Type: env=tabletop/push")
     trust(*model.packages)
@@ -177,7 +180,8 @@ def _profile_chunk(
     noise = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
     def runs(how: Acceleration) -> Callable[[], Any]:
-        predict = sampler_of(model.eval(), name, how)
+        plain = acceleration == PLAIN
+        predict = sampler_of(model.eval(), name, how) if plain else QuickSampler(model, name, how).predict
         return lambda: predict(observation, noise, None)
 
     kinds = [replace(acceleration, compile=False, graph=False), replace(acceleration, graph=False), acceleration]
@@ -304,6 +308,8 @@ def _print(what: str, found: Profile, noted: dict[str, Any], count: int) -> None
         )
     columns = ["part", "calls", "ms", "share", "GFLOP", "MB", "floor [ms]", "bound by", "times the floor"]
     flops = sum(part.flops for part in found.parts.values())
+    if noted["checkpointing"]:  # what is computed again is no progress
+        flops -= sum(part.flops for name, part in found.parts.items() if name not in AFTER)
     table(f"{TITLES[what]} of {count} on {noted['hardware']}", columns, rows)
     print()
     kinds = sorted(found.kinds.items(), key=lambda row: -row[1])

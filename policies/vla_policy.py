@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import SpecMismatchError, did_you_mean
 from ..spec import ActionChunk, EmbodimentSpec, Guidance, Observation
-from ..vla.accelerate import PLAIN, Acceleration, sampler_of
+from ..vla.accelerate import MULTIPLE, PLAIN, Acceleration, sampler_of
 from ..vla.checkpoint import load_checkpoint, read_meta
 from ..vla.model import VLAModel
 
@@ -84,17 +84,22 @@ class VLAPolicy:
         return cls(model, embodiment=embodiment, batch_size=batch_size, acceleration=acceleration)
 
     def warm_up(self) -> None:
-        """Predict once for every size of a batch, free and guided: what is compiled or recorded then is there."""
-        rng, horizon = np.random.default_rng(0), self.action_horizon
+        """Predict for every size of a batch and for prompts of several lengths, free and guided in both ways.
+
+        What is compiled or recorded for them then is there.
+        """
+        rng, horizon, length = np.random.default_rng(0), self.action_horizon, self.model.recipe.max_tokens
         weights = np.zeros(horizon, np.float32)
         weights[0] = 1.0
-        plan = Guidance(actions=np.zeros((horizon, self.embodiment.action.dim), np.float32), weights=weights)
+        still = np.zeros((horizon, self.embodiment.action.dim), np.float32)
+        plans = [Guidance(actions=still, weights=weights, gradient=gradient) for gradient in ("vjp", "identity")]
         for size in self._sizes:
-            seen = [Observation.fake(self.embodiment, rng) for _ in range(size)]
             noise = rng.standard_normal((size, horizon, self.noise_dim), np.float32)
-            self.predict(seen, noise)
-            if self.takes_guidance:
-                self.predict(seen, noise, [plan] * size)
+            for words in range(1, length + 1, MULTIPLE):
+                seen = [Observation.fake(self.embodiment, rng, "do " * words) for _ in range(size)]
+                self.predict(seen, noise)
+                for plan in plans if self.takes_guidance else ():
+                    self.predict(seen, noise, [plan] * size)
 
     @staticmethod
     def describe(path: str | Path) -> dict[str, object]:

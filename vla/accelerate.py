@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..console import log
 from ..errors import ConfigError, did_you_mean
 from ..spec import Guidance, Observation
+from .backbones.hf import HFBackbone
 from .backbones.resize import Images
 from .checkpoint import predict
 from .float8 import use_float8
@@ -31,6 +32,8 @@ from .parallel import repeated_layers
 PRECISIONS = ("float32", "bf16", "fp8")
 MULTIPLE = 16
 """Prompts are cut to a multiple of so many tokens: few shapes, and little padding that is read for nothing."""
+SHAPES = 256
+"""Shapes and layers that one piece of code is compiled for: sizes of batches, lengths of prompts, every layer."""
 WARM = 3
 """Chunks before one is recorded: libraries choose their kernels, and allocate, in the first."""
 
@@ -85,6 +88,23 @@ class QuickSampler:
 
     def __init__(self, model: VLAModel, embodiment: str, acceleration: Acceleration) -> None:
         acceleration.check(model.device)
+        backbone: Any = model.encoder.backbone
+        hf = isinstance(backbone, HFBackbone)
+        if acceleration.graph and (not hf or model.recipe.points or len(backbone.family.positions(1)[0]) > 1):
+            raise ConfigError(
+                "acceleration.graph=true records models on SmolVLM and PaliGemma that do not point; this one takes "
+                "numbers from the host on its way. Type: acceleration.graph=false"
+            )
+        if acceleration.precision == "fp8" and "language" not in getattr(backbone, "parts", {}):
+            raise ConfigError(
+                f"acceleration.precision=fp8 is for language models of transformers, got {type(backbone).__name__}. "
+                "Type: acceleration.precision=bf16"
+            )
+        self._multiple = MULTIPLE if hf else None  # others place words by their column, and cannot be cut
+        if acceleration.compile:
+            torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+            whole = torch._dynamo.config.accumulated_recompile_limit
+            torch._dynamo.config.accumulated_recompile_limit = max(16 * SHAPES, whole)
         self.model, self.embodiment, self.acceleration = model.eval(), embodiment, acceleration
         self.spec = model.spec(embodiment)
         self._recorded: dict[Any, _Recording] = {}
@@ -95,12 +115,12 @@ class QuickSampler:
             _use_bf16(model)
         if acceleration.precision == "fp8":
             use_float8(model.encoder.backbone.parts["language"])
+        self._plan: StepPlan | None = None
         if isinstance(model.head, ExpertHead):
             with torch.no_grad(), self._autocast():
-                plan = StepPlan(model.head, embodiment)
+                self._plan = StepPlan(model.head, embodiment)
             if acceleration.compile:
-                plan.step = _Compiled(plan)
-            model.head.plans[embodiment] = plan
+                self._plan.step = _Compiled(self._plan)
         elif acceleration.compile and hasattr(model.head, "net"):
             model.head.net.compile()
         if acceleration.compile and model.device.type == "cuda":
@@ -117,12 +137,15 @@ class QuickSampler:
     def predict(self, observation: Observation, noise: np.ndarray, guidance: Guidance | None = None) -> np.ndarray:
         """Chunks float32 (b, h, a), as `checkpoint.predict` gives."""
         model, device = self.model, self.model.device
+        if self._plan is not None:
+            model.head.plans[self.embodiment] = self._plan
         images = stack_images(observation.images, self.spec, device)
         state = torch.from_numpy(np.array(observation.state, np.float32)).to(device)
-        tokens = model.tokens(observation.instruction, state, self.embodiment, multiple=MULTIPLE)
+        tokens = model.tokens(observation.instruction, state, self.embodiment, multiple=self._multiple)
         guide = None if guidance is None else model.guide(guidance, self.embodiment, state)
         given = (images, tokens, state, torch.from_numpy(np.asarray(noise, np.float32)).to(device), guide)
-        found = self._played(given) if self._records and not _differentiates(guide) else self._compute(*given)
+        differentiates = guide is not None and guide.gradient == "vjp" and not model.max_delay
+        found = self._played(given) if self._records and not differentiates else self._compute(*given)
         return np.asarray(found.float().cpu().numpy())
 
     def _compute(self, images: Images, tokens: Tensor, state: Tensor, noise: Tensor, guide: Guide | None) -> Tensor:
@@ -152,30 +175,28 @@ class QuickSampler:
         return self._recorded[key](leaves)
 
 
-def _differentiates(guide: Guide | None) -> bool:
-    return guide is not None and guide.gradient == "vjp"
-
-
 class _Recording:
     """A function of tensors as a CUDA graph."""
 
     def __init__(self, run: Callable[[list[Tensor]], Tensor], given: list[Tensor]) -> None:
         self.held = [tensor.clone() for tensor in given]
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM):
-                run(self.held)
-        torch.cuda.current_stream().wait_stream(beside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.found = run(self.held)
+        with torch.cuda.device(self.held[0].device):
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM):
+                    run(self.held)
+            torch.cuda.current_stream().wait_stream(beside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.found = run(self.held)
 
     def __call__(self, given: list[Tensor]) -> Tensor:
         """Play it on other inputs of the same shapes."""
-        for mine, theirs in zip(self.held, given):
-            mine.copy_(theirs)
-        self.graph.replay()
+        with torch.cuda.device(self.held[0].device):
+            for mine, theirs in zip(self.held, given):
+                mine.copy_(theirs)
+            self.graph.replay()
         return self.found
 
 
@@ -214,8 +235,10 @@ class _Frozen(nn.Module):
 
 def _use_bf16(model: VLAModel) -> None:
     """Weights of matrices, which are most of them, in bfloat16; norms and what stands alone keep their digits."""
+    point = model.encoder.point_readout  # computes in float32 wherever it is: places need the digits
+    exact = set() if point is None else set(point.modules())
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)) and module not in exact:
             module.to(torch.bfloat16)
 
 

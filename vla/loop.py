@@ -160,6 +160,8 @@ class TrainLoop:
             with logger or nullcontext(), self._asked_to_stop():
                 if self.step and self._due(self.snapshot_every):  # it may have been broken off
                     self._make_snapshot()
+                if self.step and self._due(self.rollout_every) and self.rollout is not None:
+                    metrics |= self._evaluated(logger, partial(self._rolled_out, self.rollout))
                 for batches in loader:
                     if meter.flops is None and options.steps - first >= COUNTED_FROM and not options.compile:
                         self.count_arithmetic(batches, meter)
@@ -334,7 +336,9 @@ class TrainLoop:
 
     def _logger(self) -> TrainLog:
         told = {**self.options.noted(), "folder": str(self.folder), "identity": self.identity}
-        trackers = partial(Trackers, self.track, self.folder, self.name, told) if self.track else None
+        trackers = (
+            partial(Trackers, self.track, self.folder, self.name, told, resumed=self.step > 0) if self.track else None
+        )
         return TrainLog(self.folder, self.name, self.options.steps, self.step, trackers)
 
     def _evaluated(self, logger: TrainLog | None, evaluate: Callable[[], dict[str, float]] | None) -> dict[str, float]:

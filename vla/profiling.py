@@ -19,9 +19,9 @@ from .parts import listening
 from .roofline import REST, Counted, counting
 
 KINDS = {
+    "attention": r"scaled_dot_product|flash|fmha|attention|softmax|sdpa",
     "matrix products": r"(^|::)(add)?(b)?mm$|::linear|::matmul|_linear_pointwise|_scaled_mm|mkldnn_linear|packed_linear"
     r"|mkl_linear|gemm|cutlass|cublas|nvjet|wgmma|conv",
-    "attention": r"scaled_dot_product|flash|fmha|attention|softmax",
     "norms": r"rms_norm|layer_norm|LayerNorm|native_norm",
     "optimizer": r"_foreach|_fused_adam|Optimizer|multi_tensor",
     "copies": r"copy|::cat$|::clone|::contiguous|gather|::index|scatter|::stack|::roll|Memcpy|::_to_copy|repeat|"
@@ -136,14 +136,14 @@ def profile_pass(
         for name, ms in spent.items():
             times[name].append(ms)
         found.ms.append(sum(spent.values()) if parted is None else _timed(run, device))
-    with counting() as does:
+    _see_operations(found, run, device, repeats, trace)
+    with counting() as does:  # last: what is compiled is not run any more once it was looked into
         (counted or run)()
     for name in dict.fromkeys([*does, *times]):
         part = Part(calls=calls.get(name, 0), ms=statistics.median(times.get(name, [0.0])))
         _add_floor(part, does.get(name, Counted()), flops_per_s, bytes_per_s)
         found.parts[name] = part
     found.parts |= {REST: found.parts.pop(REST)} if REST in found.parts else {}  # last
-    _see_operations(found, run, device, repeats, trace)
     return found
 
 
@@ -234,7 +234,7 @@ def _see_operations(
     kinds: dict[str, float] = dict.fromkeys(KINDS_OF_TIME, 0.0)
     rows = []
     for event in seen.key_averages():
-        if cuda and event.device_type != torch.autograd.DeviceType.CUDA:
+        if cuda and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
             continue
         ms = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / passes
         if ms > 0.0:
@@ -250,4 +250,6 @@ def _see_operations(
 
 def kind_of(operation: str) -> str:
     """The kind of an operation, by its name."""
+    if operation.startswith("triton_"):  # several in one, and its name says all of them
+        return "elementwise"
     return next((kind for kind, names in KINDS.items() if re.search(names, operation)), OTHER)

@@ -40,10 +40,17 @@ class Trackers:
         folder: Of the run; keeps its name there.
         stage: Of the training.
         config: What the run was asked for, JSON-ready.
+        resumed: Whether it goes on, rather than begins.
+
+    Attributes:
+        run_id: Name of the run, for machines.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, stage: str, config: Mapping[str, Any]) -> None:
-        self.folder, self.stage, self.config = folder, stage, dict(config)
+    def __init__(
+        self, names: Sequence[str], folder: Path, stage: str, config: Mapping[str, Any], *, resumed: bool = False
+    ) -> None:
+        self.folder, self.stage, self.config, self.resumed = folder, stage, dict(config), resumed
+        self.run_id = self._named()
         self._open: dict[str, Any] = {}
         for name in names:
             made = self._tried(name, partial(START[name], self))
@@ -55,12 +62,11 @@ class Trackers:
         """Name of the run, for people."""
         return f"{self.folder.resolve().name}-{self.stage}"
 
-    @property
-    def run_id(self) -> str:
+    def _named(self) -> str:
         """Name of the run, for machines: the same when it is resumed."""
         path = self.folder / "tracked.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        if self.stage not in known:
+        if self.stage not in known or not self.resumed:
             known[self.stage] = uuid.uuid4().hex[:12]
             path.write_text(json.dumps(known) + "\n")
         return str(known[self.stage])

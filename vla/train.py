@@ -93,7 +93,7 @@ def train(
             with training; 0 for none.
         rollout_every: Steps between evaluations in closed loop, of `evaluator` in `env`; 0 for the end only. Success is
             in the log, and in the report as a curve.
-        track: Trackers that get a copy of the log: [wandb], [trackio] or both.
+        track: Trackers that get a copy of the log of acting: [wandb], [trackio] or both.
         resume: Go on from what is saved in `out`.
         device: ``cpu``, ``cuda`` or ``auto``.
         processes: Processes of this machine that share the work (`optimization.parallel` says how), one for each GPU;

@@ -89,8 +89,9 @@ def test_both_trackers_are_told_and_go_on_in_the_same_run(offline, tmp_path, dem
     assert set(logged) == {2, 4}
     for step, row in logged.items():
         assert told[step]["loss"] == pytest.approx(row["loss"])
-    assert Trackers((), out, "act", {}).run_id == name
-    assert Trackers((), out, "ground", {}).run_id != name
+    assert Trackers((), out, "act", {}, resumed=True).run_id == name
+    assert Trackers((), out, "ground", {}, resumed=True).run_id != name
+    assert Trackers((), out, "act", {}).run_id != name  # begun anew
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(tmp_path, demos, monkeypatch, capfd):
