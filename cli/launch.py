@@ -61,6 +61,9 @@ def launch(verb: str, config_name: str, search_path: Sequence[str], words: Seque
     folder = f"outputs/sweeps/{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = next((word.removeprefix(key) for word in words if word.startswith(key)), folder)
     where = [] if any(word.startswith(key) for word in words) else [f"{key}{folder}"]
+    own = "hydra.launcher.submitit_folder="
+    if "hydra/launcher=submitit_local" in words and not any(word.startswith(own) for word in words):
+        where.append(f"{own}{folder}/.submitit")  # not one a job, which may begin to write before its folder is there
     places = [f"hydra.searchpath=[{','.join(search_path)}]"] if search_path else []
     try:
         with initialize_config_module("brachium.conf", job_name=verb, version_base="1.3"):
