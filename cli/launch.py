@@ -38,10 +38,15 @@ class Job:
         """Run it, where the launcher has put it; returns its exit code."""
         from ..__main__ import main
 
-        words = [re.sub(r"\$\\\{(.*?)\\\}", r"${\1}", word) for word in HydraConfig.get().overrides.task]  # as typed
+        words = as_typed(HydraConfig.get().overrides.task)
         GlobalHydra.instance().clear()  # the launcher's: the verb composes its own config
         places = [f"hydra.searchpath=[{','.join(self.search_path)}]"] if self.search_path else []
         return main([self.verb, *words, *places])
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """Overrides without the escapes that Hydra puts before braces."""
+    return [re.sub(r"\$\\\{(.*?)\\\}", r"${\1}", word) for word in words]
 
 
 def is_for_hydra(key: str) -> bool:
@@ -81,7 +86,7 @@ def launch(verb: str, config_name: str, search_path: Sequence[str], words: Seque
     rows = []
     for number, job in enumerate(job for batch in found or () for job in batch):
         code = job.return_value if job.status is JobStatus.COMPLETED else 1
-        rows.append([str(number), " ".join(job.overrides), f"exit {code}" if code else "ok"])
+        rows.append([str(number), " ".join(as_typed(job.overrides)), f"exit {code}" if code else "ok"])
     if rows:  # a sweeper that looks for the best says so itself
         table(f"brachium {verb}: {len(rows)} runs; what they said is in {folder}", ["#", "overrides", "result"], rows)
     return max((1 for row in rows if row[2] != "ok"), default=0)

@@ -11,6 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,14 @@ class Trackers:
     def _named(self) -> str:
         """Name of the run, for machines: the same when it is resumed."""
         path = self.folder / "tracked.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):  # none yet, or torn by a kill
+            known = {}
         if self.stage not in known or not self.resumed:
             known[self.stage] = uuid.uuid4().hex[:12]
-            path.write_text(json.dumps(known) + "\n")
+            with suppress(OSError):  # a full disk: the run goes on, and a later one has another name
+                path.write_text(json.dumps(known) + "\n")
         return str(known[self.stage])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
